@@ -1,0 +1,521 @@
+"""Zarr stores: the registry of what each holds, one writer, one reader.
+
+No other module calls zarr. A store is written to a temporary sibling and renamed, so that it is
+there whole or not at all; its manifest, ``<same name>.json``, holds the digest of its content.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from isocortex import provenance
+from isocortex.errors import InputError
+
+CHUNK_BYTES = 2 << 20
+SHARD_BYTES = 32 << 20
+
+
+@dataclass(frozen=True)
+class Array:
+    """What one array of a spec is.
+
+    Parameters
+    ----------
+    dims
+        Dimension names; ``...`` at the end stands for any further ones.
+    kind
+        ``"f4"``, ``"f8"``, ``"i2"``, ``"i4"``, ``"bool"`` or ``"str"``.
+    doc
+        What it holds, with units; written into the array's attributes.
+    required
+        Whether a store without it is refused.
+    """
+
+    dims: tuple
+    kind: str
+    doc: str
+    required: bool = True
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What one kind of store holds."""
+
+    doc: str
+    arrays: Mapping[str, Array]
+    attrs: tuple[str, ...] = ()
+    groups: bool = False
+    version: int = 1
+    block: str | None = field(default=None)
+    """The dimension along which arrays are cut into chunks; others stay whole."""
+
+
+_GEOMETRY = {
+    "i": Array(("voxel",), "i4", "first index of the voxel in the volume"),
+    "j": Array(("voxel",), "i4", "second index of the voxel in the volume"),
+    "k": Array(("voxel",), "i4", "third index of the voxel in the volume"),
+}
+_PREDICTOR = {
+    "predictor": Array(("predictor",), "str", "model and layer, model/layer"),
+    "model": Array(("predictor",), "str", "name of the model"),
+    "layer": Array(("predictor",), "str", "name of the layer"),
+}
+
+SPECS: dict[str, Spec] = {
+    "betas": Spec(
+        doc="Single-trial responses of one subject and task",
+        block="voxel",
+        arrays={
+            "beta": Array(("trial", "voxel"), "f4", "response, percent signal change"),
+            "r2": Array(("voxel",), "f4", "share of variance explained by the whole design"),
+            "noise_ceiling": Array(
+                ("voxel",),
+                "f4",
+                "explainable share of the variance of the mean over repeats, 0 to 1",
+            ),
+            "ncsnr": Array(("voxel",), "f4", "signal SD over noise SD of single trials"),
+            "tsnr": Array(("voxel",), "f4", "mean over SD of the time series"),
+            "hrf_index": Array(("voxel",), "i2", "which haemodynamic response was used"),
+            "residual": Array(("time", "voxel"), "f4", "GLM residual, percent signal change"),
+            "stimulus": Array(("trial",), "str", "stimulus id"),
+            "condition": Array(("trial",), "str", "condition of the trial"),
+            "session": Array(("trial",), "str", "session, empty where there are none"),
+            "run": Array(("trial",), "str", "run, unique over sessions"),
+            "onset": Array(("trial",), "f8", "onset from the start of the run, s"),
+            "duration": Array(("trial",), "f8", "duration, s"),
+            "time_run": Array(("time",), "str", "run that a residual's volume belongs to"),
+            **_GEOMETRY,
+        },
+        attrs=("affine", "shape", "space", "TR", "estimator", "subject", "task"),
+    ),
+    "features": Spec(
+        doc="Responses of a model's layers to the stimuli, one group a layer",
+        groups=True,
+        block="stimulus",
+        arrays={
+            "activation": Array(("stimulus", ...), "f4", "response of the layer's units"),
+            "stimulus": Array(("stimulus",), "str", "stimulus id"),
+        },
+        attrs=("model", "layer", "weights", "preprocessing"),
+    ),
+    "rdms": Spec(
+        doc="Representational dissimilarity matrices of one subject's regions",
+        arrays={
+            "dissimilarity": Array(("region", "pair"), "f8", "dissimilarity of two stimuli"),
+            "region": Array(("region",), "str", "name of the region"),
+            "stimulus_i": Array(("pair",), "str", "first stimulus of the pair"),
+            "stimulus_j": Array(("pair",), "str", "second stimulus of the pair"),
+            "n_voxels": Array(("region",), "i4", "voxels that were used", required=False),
+        },
+        attrs=("subject", "task", "measure", "noise_normalisation", "cross_validation"),
+    ),
+    "model_rdms": Spec(
+        doc="Representational dissimilarity matrices of a model's layers",
+        arrays={
+            "dissimilarity": Array(("layer", "pair"), "f8", "dissimilarity of two stimuli"),
+            "layer": Array(("layer",), "str", "name of the layer"),
+            "stimulus_i": Array(("pair",), "str", "first stimulus of the pair"),
+            "stimulus_j": Array(("pair",), "str", "second stimulus of the pair"),
+        },
+        attrs=("model", "measure"),
+    ),
+    "scores": Spec(
+        doc="Agreement of brain and model RDMs, with noise ceilings and inference",
+        arrays={
+            "score": Array(
+                ("comparison", "predictor", "region", "subject"), "f8", "score of each subject"
+            ),
+            "mean": Array(("comparison", "predictor", "region"), "f8", "mean over subjects"),
+            "interval_low": Array(
+                ("comparison", "predictor", "region"), "f8", "lower end of the interval"
+            ),
+            "interval_high": Array(
+                ("comparison", "predictor", "region"), "f8", "upper end of the interval"
+            ),
+            "p": Array(("comparison", "predictor", "region"), "f8", "p-value against 0"),
+            "p_corrected": Array(
+                ("comparison", "predictor", "region"), "f8", "p-value corrected for all tests"
+            ),
+            "ceiling_low": Array(("comparison", "region"), "f8", "lower noise ceiling"),
+            "ceiling_high": Array(("comparison", "region"), "f8", "upper noise ceiling"),
+            "best_predictor": Array(("comparison", "region"), "str", "best model/layer"),
+            "comparison": Array(("comparison",), "str", "how RDMs were compared"),
+            "region": Array(("region",), "str", "name of the region"),
+            "subject": Array(("subject",), "str", "subject label"),
+            **_PREDICTOR,
+        },
+        attrs=("measure", "task", "bootstrap", "n_bootstrap", "seed"),
+    ),
+    "searchlight": Spec(
+        doc="Scores of models at every searchlight centre of one subject",
+        block="voxel",
+        arrays={
+            "score": Array(("predictor", "voxel"), "f4", "agreement of RDMs at the centre"),
+            "n_voxels": Array(("voxel",), "i4", "voxels in the neighbourhood"),
+            **_PREDICTOR,
+            **_GEOMETRY,
+        },
+        attrs=("affine", "shape", "space", "subject", "task", "comparison", "radius"),
+    ),
+    "searchlight_group": Spec(
+        doc="Searchlight scores over subjects",
+        block="voxel",
+        arrays={
+            "mean": Array(("predictor", "voxel"), "f4", "mean score over subjects"),
+            "t": Array(("predictor", "voxel"), "f4", "t over subjects of Fisher z"),
+            "n_subjects": Array(("voxel",), "i4", "subjects with a score at the centre"),
+            **_PREDICTOR,
+            **_GEOMETRY,
+        },
+        attrs=("affine", "shape", "space", "task", "comparison", "radius"),
+    ),
+    "identification": Spec(
+        doc="Identification of held-out subjects' regions by each summary statistic",
+        arrays={
+            "accuracy": Array(("statistic",), "f8", "share of regions identified"),
+            "accuracy_low": Array(("statistic",), "f8", "lower end of the interval"),
+            "accuracy_high": Array(("statistic",), "f8", "upper end of the interval"),
+            "p": Array(("statistic",), "f8", "p-value against chance"),
+            "accuracy_subject": Array(("statistic", "subject"), "f8", "share in one subject"),
+            "confusion": Array(
+                ("statistic", "region", "predicted"), "i4", "count of region taken for predicted"
+            ),
+            "ratio": Array(("statistic",), "f8", "within- over across-region distance"),
+            "family": Array(("statistic",), "str", "family of the threshold pair"),
+            "lower": Array(("statistic",), "f8", "l"),
+            "upper": Array(("statistic",), "f8", "u"),
+            "statistic": Array(("statistic",), "str", "summary statistic"),
+            "region": Array(("region",), "str", "true region"),
+            "predicted": Array(("predicted",), "str", "predicted region"),
+            "subject": Array(("subject",), "str", "held-out subject"),
+        },
+        attrs=("scale", "threshold", "pool", "geodesic", "chance", "measure", "task"),
+    ),
+    "topology": Spec(
+        doc="Agreement of brain and model geo-topological statistics",
+        arrays={
+            "score": Array(("statistic", "predictor", "region"), "f8", "mean over subjects"),
+            "score_subject": Array(
+                ("statistic", "predictor", "region", "subject"), "f8", "score of each subject"
+            ),
+            "interval_low": Array(
+                ("statistic", "predictor", "region"), "f8", "lower end of the interval"
+            ),
+            "interval_high": Array(
+                ("statistic", "predictor", "region"), "f8", "upper end of the interval"
+            ),
+            "p": Array(("statistic", "predictor", "region"), "f8", "p-value against 0"),
+            "best_predictor": Array(("statistic", "region"), "str", "best model/layer"),
+            "statistic": Array(("statistic",), "str", "summary statistic"),
+            "region": Array(("region",), "str", "name of the region"),
+            "subject": Array(("subject",), "str", "subject label"),
+            **_PREDICTOR,
+        },
+        attrs=("scale", "threshold", "pool", "geodesic", "measure", "task"),
+    ),
+    "encoding": Spec(
+        doc="Prediction of one subject's responses from the layers of one model",
+        block="voxel",
+        arrays={
+            "score": Array(("layer", "voxel"), "f4", "held-out Pearson r, mean over folds"),
+            "score_normalised": Array(
+                ("layer", "voxel"), "f4", "score over the noise ceiling's correlation"
+            ),
+            "alpha": Array(("layer", "voxel"), "f4", "penalty, geometric mean over folds"),
+            "best_layer": Array(("voxel",), "i2", "index of the best layer, -1 where none"),
+            "noise_ceiling": Array(("voxel",), "f4", "highest correlation to be expected"),
+            "layer": Array(("layer",), "str", "name of the layer"),
+            **_GEOMETRY,
+        },
+        attrs=("affine", "shape", "space", "subject", "task", "model", "folds", "device"),
+    ),
+    "encoding_summary": Spec(
+        doc="Encoding scores by region and over subjects",
+        arrays={
+            "score": Array(
+                ("predictor", "region", "subject"), "f8", "mean r over responsive voxels"
+            ),
+            "score_normalised": Array(
+                ("predictor", "region", "subject"), "f8", "mean ceiling-normalised r"
+            ),
+            "mean": Array(("predictor", "region"), "f8", "mean r over subjects"),
+            "interval_low": Array(("predictor", "region"), "f8", "lower end of the interval"),
+            "interval_high": Array(("predictor", "region"), "f8", "upper end of the interval"),
+            "p": Array(("predictor", "region"), "f8", "p-value against 0"),
+            "p_corrected": Array(("predictor", "region"), "f8", "corrected p-value"),
+            "best_predictor": Array(("region",), "str", "best model/layer"),
+            "n_voxels": Array(("region", "subject"), "i4", "responsive voxels"),
+            "region": Array(("region",), "str", "name of the region"),
+            "subject": Array(("subject",), "str", "subject label"),
+            **_PREDICTOR,
+        },
+        attrs=("task",),
+    ),
+}
+
+
+def _kind(array: xr.DataArray) -> str:
+    dtype = array.dtype
+    if dtype.kind in "OUT":
+        return "str"
+    if dtype.kind == "b":
+        return "bool"
+    return f"{dtype.kind}{dtype.itemsize}"
+
+
+def check(dataset: xr.Dataset, spec: str, *, where: str = "") -> None:
+    """Raise `ValueError` where a dataset is not what its spec says.
+
+    Arrays that the spec does not name are refused too, so that nothing undocumented is stored.
+    """
+    wanted = SPECS[spec]
+    name = where or f"a {spec} store"
+    arrays = {**dataset.data_vars, **dataset.coords}
+    for key, array in wanted.arrays.items():
+        if key not in arrays:
+            if array.required:
+                raise ValueError(f"{name}: array {key!r} of spec {spec!r} is missing")
+            continue
+        have = arrays[key]
+        if array.dims and array.dims[-1] is ...:
+            fits = tuple(have.dims[: len(array.dims) - 1]) == array.dims[:-1]
+        else:
+            fits = tuple(have.dims) == array.dims
+        if not fits:
+            raise ValueError(f"{name}: {key!r} has dims {have.dims}, spec {spec!r} {array.dims}")
+        if _kind(have) != array.kind:
+            raise ValueError(
+                f"{name}: {key!r} is of type {have.dtype}, spec {spec!r} says {array.kind}"
+            )
+    for key in arrays:
+        if key not in wanted.arrays:
+            raise ValueError(f"{name}: array {key!r} is not in spec {spec!r}")
+    for key in wanted.attrs:
+        if key not in dataset.attrs:
+            raise ValueError(f"{name}: attribute {key!r} of spec {spec!r} is missing")
+
+
+def _block_size(array: xr.DataArray, axis: int, target: int) -> int:
+    """Return how many entries along an axis make about ``target`` bytes."""
+    one = array.dtype.itemsize * int(np.prod(array.shape)) // max(array.shape[axis], 1)
+    return max(1, min(array.shape[axis], target // max(one, 1)))
+
+
+def _prepare(dataset: xr.Dataset, spec: Spec) -> tuple[xr.Dataset, dict[str, dict[str, Any]]]:
+    """Return the dataset as it is written, documented and cut, with its encodings."""
+    out = dataset.copy(deep=False)
+    encoding: dict[str, dict[str, Any]] = {}
+    for key in list(out.variables):
+        array = out[key].copy(deep=False)
+        array.encoding = {}
+        array.attrs = {**array.attrs, "doc": spec.arrays[key].doc}
+        if _kind(array) == "str":
+            # One kind of text: variable-length, which Zarr 3 reads everywhere.
+            values = np.asarray(array.values, dtype=object)
+            values = np.array([str(v) for v in values.ravel()], dtype=np.dtypes.StringDType())
+            array = xr.DataArray(values.reshape(array.shape), dims=array.dims, attrs=array.attrs)
+            if key in out.dims:
+                array = array.assign_coords({key: (key, values, array.attrs)})
+                out = out.assign_coords({key: (key, values, array.attrs)})
+            elif key in out.coords:
+                out = out.assign_coords({key: array})
+            else:
+                out[key] = array
+            encoding[key] = {}
+            continue
+        if array.ndim and array.size:
+            block = spec.block if spec.block in array.dims else array.dims[-1]
+            axis = array.dims.index(block)
+            chunk = _block_size(array, axis, CHUNK_BYTES)
+            shard = chunk * max(1, min(SHARD_BYTES // CHUNK_BYTES, -(-array.shape[axis] // chunk)))
+            chunks = tuple(chunk if a == axis else n for a, n in enumerate(array.shape))
+            shards = tuple(shard if a == axis else n for a, n in enumerate(array.shape))
+            encoding[key] = {"chunks": chunks}
+            if shards != chunks:
+                encoding[key]["shards"] = shards
+            if array.chunks is not None:
+                # Blocks that do not line up with shards write wrong cells without a word.
+                array = array.chunk(dict(zip(array.dims, shards)))
+        if key in out.coords:
+            out = out.assign_coords({key: array.variable})
+        else:
+            out[key] = array.variable
+    return out, encoding
+
+
+def write(
+    dataset: xr.Dataset | Mapping[str, xr.Dataset],
+    path: str | Path,
+    *,
+    spec: str,
+    sources: Sequence[str | Path] = (),
+    code: str = "",
+) -> Path:
+    """Write a store and its manifest, whole or not at all.
+
+    Parameters
+    ----------
+    dataset
+        What the spec says; a mapping writes one group a key, in the mapping's order.
+    path
+        The store, ``….zarr``; the manifest is the same name with ``.json``.
+    spec
+        Name of an entry of `SPECS`.
+    sources
+        Files that it was made from, for its provenance.
+    code
+        The rule's code version, for its provenance.
+
+    Returns
+    -------
+    pathlib.Path
+        The manifest.
+
+    Raises
+    ------
+    ValueError
+        Where the dataset does not fit the spec.
+    """
+    import zarr
+
+    path = Path(path)
+    wanted = SPECS[spec]
+    parts = dict(dataset) if isinstance(dataset, Mapping) and wanted.groups else {"": dataset}
+    if wanted.groups and "" in parts:
+        raise ValueError(f"{path}: spec {spec!r} is written as a mapping of groups")
+    for name, part in parts.items():
+        check(part, spec, where=f"{path}{':' + name if name else ''}")
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    manifest = path.with_suffix(".json")
+    manifest.unlink(missing_ok=True)
+    root_attrs = {"spec": spec, "spec_version": wanted.version, "doc": wanted.doc}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if wanted.groups:
+                root = zarr.open_group(temporary, mode="w", zarr_format=3)
+                root.attrs.update(root_attrs | {"groups": list(parts)})
+            for name, part in parts.items():
+                ready, encoding = _prepare(part, wanted)
+                ready.attrs = _plain({**part.attrs, **({} if wanted.groups else root_attrs)})
+                ready.to_zarr(
+                    temporary,
+                    group=name or None,
+                    mode="a" if wanted.groups else "w",
+                    zarr_format=3,
+                    consolidated=False,
+                    encoding=encoding,
+                )
+            zarr.consolidate_metadata(temporary)
+        digest = provenance.directory_digest(temporary)
+        provenance.replace_with(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    provenance.write_provenance(manifest, sources=sources, code=code)
+    provenance.write_json(
+        manifest, {"spec": spec, "spec_version": wanted.version, "content": digest}
+    )
+    return manifest
+
+
+def _plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return attributes as JSON keeps them, in one order."""
+
+    def default(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return value.tolist()
+        if isinstance(value, np.generic):
+            return value.item()
+        if isinstance(value, Path):
+            return str(value)
+        raise TypeError(f"attribute of type {type(value)} cannot be stored")
+
+    return json.loads(json.dumps(dict(sorted(attrs.items())), default=default))
+
+
+def open(path: str | Path, spec: str, *, group: str | None = None) -> xr.Dataset:
+    """Open a store lazily (dask arrays whose blocks are the store's shards).
+
+    Parameters
+    ----------
+    path
+        The store.
+    spec
+        Name of the spec that it must have.
+    group
+        For stores with groups (features): the group's, that is the layer's, name.
+
+    Returns
+    -------
+    xarray.Dataset
+        Numbers as dask arrays, text as loaded object arrays of `str`.
+
+    Raises
+    ------
+    InputError
+        Where there is no such store, or it is of another spec or version.
+    """
+    path = Path(path)
+    attrs = _root_attrs(path)
+    wanted = SPECS[spec]
+    if attrs.get("spec") != spec:
+        raise InputError(f"{path} is a {attrs.get('spec')!r} store, not {spec!r}: pass another")
+    if attrs.get("spec_version") != wanted.version:
+        raise InputError(
+            f"{path} has version {attrs.get('spec_version')} of spec {spec!r}, this program reads "
+            f"{wanted.version}: delete it and run again"
+        )
+    if wanted.groups and group not in attrs["groups"]:
+        raise InputError(f"{path} has no group {group!r}: it has {', '.join(attrs['groups'])}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset = xr.open_zarr(path, group=group, consolidated=False, zarr_format=3)
+    dataset = dataset.chunk(
+        {name: size for name, size in dataset.sizes.items() if name != wanted.block}
+    )
+    for key, array in list(dataset.variables.items()):
+        if array.dtype.kind in "OUT":
+            text = np.array([str(v) for v in np.asarray(array.values).ravel()], dtype=object)
+            fresh = (array.dims, text.reshape(array.shape), array.attrs)
+            dataset = (
+                dataset.assign_coords({key: fresh})
+                if key in dataset.coords
+                else dataset.assign({key: fresh})
+            )
+    return dataset
+
+
+def groups(path: str | Path) -> list[str]:
+    """Return a store's group names in the order in which they were written."""
+    return list(_root_attrs(Path(path)).get("groups", []))
+
+
+def manifest(path: str | Path) -> dict[str, Any]:
+    """Return a store's manifest, with the provenance beside it."""
+    return provenance.read_manifest(Path(path).with_suffix(".json"))
+
+
+def verify(path: str | Path) -> bool:
+    """Return whether a store's content still is what its manifest says."""
+    return manifest(path)["content"] == provenance.directory_digest(path)
+
+
+def _root_attrs(path: Path) -> dict[str, Any]:
+    file = path / "zarr.json"
+    if not file.is_file():
+        raise InputError(f"{path} is not a store: run the rule that makes it")
+    return json.loads(file.read_text()).get("attributes", {})
