@@ -1,0 +1,718 @@
+"""BIDS: the index of a study's files, their metadata, and the checks before any job starts.
+
+Only the standard library is imported at module level, because the Snakefile imports this module.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import gzip
+import json
+import math
+import os
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from isocortex.errors import InputError
+
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+_NIFTI = (".nii.gz", ".nii")
+_ITEM_BYTES = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One functional run.
+
+    Parameters
+    ----------
+    subject, session, task, label
+        BIDS labels; ``session`` and ``label`` (the run's) are empty where there are none.
+    stem
+        Path inside the subject's folder without suffix: the ``run`` wildcard of the workflow.
+    bold
+        The recording: raw, or preprocessed where the study enters as derivatives.
+    sidecars
+        Its JSON files, from the dataset's root down (the inheritance principle).
+    events
+        Its events table, or None.
+    mask, confounds
+        For derivatives: brain mask and confounds table.
+    """
+
+    subject: str
+    session: str
+    task: str
+    label: str
+    stem: str
+    bold: Path
+    sidecars: tuple[Path, ...] = ()
+    events: Path | None = None
+    mask: Path | None = None
+    confounds: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """The run's id, unique in its subject and task: ``01``, or ``ses-a_run-1``."""
+        if self.session:
+            return f"ses-{self.session}" + (f"_run-{self.label}" if self.label else "")
+        return self.label or "1"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What there is of one subject."""
+
+    label: str
+    t1w: tuple[Path, ...] = ()
+    runs: tuple[Run, ...] = ()
+    transforms: Mapping[str, Path] = field(default_factory=dict)
+
+    def tasks(self) -> list[str]:
+        """Return the subject's tasks, sorted."""
+        return sorted({run.task for run in self.runs})
+
+    def of(self, task: str) -> list[Run]:
+        """Return the subject's runs of one task, by session and run."""
+        return [run for run in self.runs if run.task == task]
+
+
+def entities(name: str) -> tuple[dict[str, str], str]:
+    """Return a BIDS file name's entities and its suffix.
+
+    >>> entities("sub-01_task-rest_run-2_bold.nii.gz")
+    ({'sub': '01', 'task': 'rest', 'run': '2'}, 'bold')
+    """
+    *pairs, suffix = name.split(".", 1)[0].split("_")
+    found = {}
+    for pair in pairs:
+        key, _, value = pair.partition("-")
+        found[key] = value
+    return found, suffix
+
+
+def _natural(text: str) -> list[Any]:
+    return [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", text)]
+
+
+def _names(folder: str | Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _applies(file: str, run: Mapping[str, str]) -> bool:
+    """Whether a file's entities are all found in the run's."""
+    return all(run.get(key) == value for key, value in entities(file)[0].items())
+
+
+def _inherited(
+    levels: Sequence[tuple[Path, list[str]]], run: Mapping[str, str], ending: str
+) -> list[Path]:
+    """Return the files that apply to a run, from the dataset's root down."""
+    found = []
+    for folder, names in levels:
+        fits = [n for n in names if n.endswith(ending) and _applies(n, run)]
+        # Where several apply at one level, the more specific one comes later and wins.
+        found += [folder / n for n in sorted(fits, key=lambda n: (len(entities(n)[0]), n))]
+    return found
+
+
+def find_subjects(root: Path, wanted: str | Sequence[str], exclude: Iterable[str]) -> list[str]:
+    """Return the labels of the chosen subjects of a dataset, sorted, without the excluded ones.
+
+    Raises
+    ------
+    InputError
+        Where the folder is no dataset, or a chosen or excluded subject is not in it.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder: correct input in the config")
+    there = [n[4:] for n in _names(root) if n.startswith("sub-") and (root / n).is_dir()]
+    if not there:
+        raise InputError(f"{root} holds no sub-* folder: point input at the root of a dataset")
+    out = {plain_label(label) for label in exclude}
+    chosen = there if wanted == "all" else [plain_label(label) for label in wanted]
+    for label in [*chosen, *sorted(out)]:
+        if label not in there:
+            near = difflib.get_close_matches(label, there, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(there[:8])}"
+            raise InputError(f"subject {label!r} is not in {root}: {hint}")
+    kept = sorted(set(chosen) - out)
+    if not kept:
+        raise InputError("no subject is left: change subjects or exclude in the config")
+    return kept
+
+
+def plain_label(label: str | int) -> str:
+    """Return a subject's label without ``sub-``.
+
+    Raises
+    ------
+    InputError
+        For a number: YAML reads ``01`` as 1, so labels must be quoted.
+    """
+    if not isinstance(label, str):
+        raise InputError(f"config: subject {label} is a number: write it in quotes, '{label}'")
+    return label.removeprefix("sub-")
+
+
+def index_raw(
+    root: str | Path,
+    *,
+    subjects: str | Sequence[str] = "all",
+    tasks: str | Sequence[str] = "all",
+    exclude: Iterable[str] = (),
+) -> dict[str, Subject]:
+    """Index a raw BIDS dataset: three folder listings a subject (a session), no file is opened.
+
+    Parameters
+    ----------
+    root
+        The dataset.
+    subjects
+        ``"all"`` or labels, with or without ``sub-``.
+    tasks
+        ``"all"`` or task labels.
+    exclude
+        Labels of subjects to leave out.
+
+    Returns
+    -------
+    dict
+        Subject by label, sorted.
+
+    Raises
+    ------
+    InputError
+        For a subject, a task or a T1w that is not there, a run that is there twice, and
+        recordings of kinds that are not handled (multi-echo).
+    """
+    root = Path(root)
+    top = _names(root)
+    found = {}
+    for label in find_subjects(root, subjects, exclude):
+        folder = root / f"sub-{label}"
+        inside = _names(folder)
+        sessions = [n[4:] for n in inside if n.startswith("ses-")] or [""]
+        t1w: list[Path] = []
+        runs: list[Run] = []
+        for session in sessions:
+            base = folder / f"ses-{session}" if session else folder
+            anat, func = base / "anat", base / "func"
+            t1w += [anat / n for n in _names(anat) if re.search(r"_T1w\.nii(\.gz)?$", n)]
+            names = _names(func)
+            levels = [(root, top), (folder, inside)]
+            if session:
+                levels.append((base, _names(base)))
+            levels.append((func, names))
+            for name in names:
+                if not re.search(r"_bold\.nii(\.gz)?$", name):
+                    continue
+                keys = entities(name)[0]
+                if keys.get("part", "mag") != "mag":
+                    continue
+                if "echo" in keys:
+                    raise InputError(
+                        f"{func / name} is multi-echo, which is not handled: combine the echoes "
+                        "first, or exclude the subject"
+                    )
+                task = keys.get("task", "")
+                if not task:
+                    raise InputError(f"{func / name} has no task- in its name: rename it")
+                if tasks != "all" and task not in tasks:
+                    continue
+                events = _inherited(levels, keys, "_events.tsv")
+                stem = name.split("_bold.", 1)[0]
+                runs.append(
+                    Run(
+                        subject=label,
+                        session=session,
+                        task=task,
+                        label=keys.get("run", ""),
+                        stem=(f"ses-{session}/" if session else "") + f"func/{stem}",
+                        bold=func / name,
+                        sidecars=tuple(_inherited(levels, keys, "_bold.json")),
+                        events=events[-1] if events else None,
+                    )
+                )
+        found[label] = Subject(label, tuple(t1w), _in_order(label, runs, root, tasks))
+    return found
+
+
+def _in_order(
+    label: str, runs: list[Run], root: Path, tasks: str | Sequence[str]
+) -> tuple[Run, ...]:
+    """Return a subject's runs in order, having made sure that there are some and none twice."""
+    if not runs:
+        what = "" if tasks == "all" else f" of task {', '.join(tasks)}"
+        raise InputError(
+            f"sub-{label} has no BOLD run{what} in {root}: add it, or name the subject under "
+            "exclude in the config"
+        )
+    seen: dict[tuple[str, ...], Path] = {}
+    for run in runs:
+        number = str(int(run.label)) if run.label.isdigit() else run.label
+        rest = re.sub(r"_run-[A-Za-z0-9]+", "", run.stem)
+        key = (rest, number)
+        if key in seen:
+            raise InputError(
+                f"sub-{label}: {seen[key].name} and {run.bold.name} are the same run twice: "
+                "remove one of them"
+            )
+        seen[key] = run.bold
+    return tuple(
+        sorted(runs, key=lambda r: (_natural(r.session), r.task, _natural(r.label), r.stem))
+    )
+
+
+def index_derivatives(
+    root: str | Path,
+    *,
+    space: str,
+    events: str | Path | None = None,
+    subjects: str | Sequence[str] = "all",
+    tasks: str | Sequence[str] = "all",
+    exclude: Iterable[str] = (),
+) -> dict[str, Subject]:
+    """Index preprocessed derivatives in fMRIPrep's naming.
+
+    Parameters
+    ----------
+    root
+        The derivatives.
+    space
+        The output space to read, for example ``T1w``.
+    events
+        The raw dataset, where the events tables are.
+    subjects, tasks, exclude
+        As for `index_raw`.
+
+    Raises
+    ------
+    InputError
+        Where the space is not there (told which are), is there in several resolutions, or only
+        as CIFTI; where mask, confounds or events of a run are missing.
+    """
+    root = Path(root)
+    raw_root = Path(events) if events else None
+    raw_top = _names(raw_root) if raw_root else []
+    found = {}
+    for label in find_subjects(root, subjects, exclude):
+        folder = root / f"sub-{label}"
+        inside = _names(folder)
+        sessions = [n[4:] for n in inside if n.startswith("ses-")] or [""]
+        runs: list[Run] = []
+        spaces: set[str] = set()
+        for session in sessions:
+            part = f"ses-{session}/" if session else ""
+            func = folder / part / "func"
+            names = _names(func)
+            for name in names:
+                keys, suffix = entities(name)
+                if suffix != "bold" or keys.get("desc", "preproc") != "preproc":
+                    continue
+                if name.endswith((".dtseries.nii", ".ptseries.nii")):
+                    spaces.add(f"{keys.get('space', '?')} (CIFTI, not handled)")
+                    continue
+                if not name.endswith(_NIFTI) or keys.get("desc") != "preproc":
+                    continue
+                spaces.add(keys.get("space", "(native)"))
+                task = keys.get("task", "")
+                if keys.get("space") != space or (tasks != "all" and task not in tasks):
+                    continue
+                own = {k: v for k, v in keys.items() if k not in ("space", "res", "cohort", "desc")}
+                bare = "_".join(f"{k}-{v}" for k, v in own.items())
+                stem = name.split("_desc-preproc_bold", 1)[0]
+                mask = next(
+                    (
+                        func / f"{stem}_desc-brain_mask{e}"
+                        for e in _NIFTI
+                        if f"{stem}_desc-brain_mask{e}" in names
+                    ),
+                    None,
+                )
+                table = f"{bare}_desc-confounds_timeseries.tsv"
+                for what, there in (("brain mask", mask), ("confounds", table in names)):
+                    if not there:
+                        raise InputError(
+                            f"{func / name} has no {what} beside it: complete the derivatives, or "
+                            "name the subject under exclude in the config"
+                        )
+                run_events = []
+                if raw_root:
+                    sub = raw_root / f"sub-{label}"
+                    levels = [(raw_root, raw_top), (sub, _names(sub))]
+                    if session:
+                        levels.append((sub / part, _names(sub / part)))
+                    levels.append((sub / part / "func", _names(sub / part / "func")))
+                    run_events = _inherited(levels, own, "_events.tsv")
+                sidecar = func / f"{stem}_desc-preproc_bold.json"
+                runs.append(
+                    Run(
+                        subject=label,
+                        session=session,
+                        task=task,
+                        label=keys.get("run", ""),
+                        stem=f"{part}func/{bare}",
+                        bold=func / name,
+                        sidecars=(sidecar,) if sidecar.name in names else (),
+                        events=run_events[-1] if run_events else None,
+                        mask=mask,
+                        confounds=func / table,
+                    )
+                )
+        if not runs and spaces:
+            raise InputError(
+                f"sub-{label} has nothing in space {space!r} in {root}: it has "
+                f"{', '.join(sorted(spaces))}; set glm.space in the config"
+            )
+        stems = [run.stem for run in runs]
+        for stem in stems:
+            if stems.count(stem) > 1:
+                raise InputError(
+                    f"sub-{label}: {stem} is there in several resolutions or cohorts of space "
+                    f"{space}: keep one of them in {root}"
+                )
+        anat = [
+            p for p in (folder / "anat", *(folder / f"ses-{s}" / "anat" for s in sessions if s))
+        ]
+        transforms = {
+            f"{entities(n)[0]['from']}-{entities(n)[0]['to']}": a / n
+            for a in anat
+            for n in _names(a)
+            if n.endswith("_mode-image_xfm.h5") and "from" in entities(n)[0]
+        }
+        found[label] = Subject(label, (), _in_order(label, runs, root, tasks), transforms)
+    return found
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Return a JSON object.
+
+    Raises
+    ------
+    InputError
+        Where the file cannot be read as one.
+    """
+    try:
+        content = json.loads(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} cannot be read as JSON ({error}): mend the file") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a JSON object: mend the file")
+    return content
+
+
+def metadata(sidecars: Sequence[str | Path]) -> dict[str, Any]:
+    """Return the metadata of a recording from its sidecars, later ones winning."""
+    merged: dict[str, Any] = {}
+    for file in sidecars:
+        merged |= read_json(file)
+    return merged
+
+
+def read_table(path: str | Path) -> list[dict[str, str]]:
+    """Return the rows of a tab-separated table (comma-separated where it ends in .csv).
+
+    Raises
+    ------
+    InputError
+        Where the file is missing, is not text, or a row has not as many cells as the header.
+    """
+    path = Path(path)
+    mark = "," if path.suffix == ".csv" else "\t"
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream, delimiter=mark, restkey="", restval=None))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as a table ({error}): mend the file") from error
+    for number, row in enumerate(rows, start=2):
+        if "" in row or None in row.values():
+            raise InputError(f"{path}, line {number}: not as many cells as the header has: mend it")
+    return rows
+
+
+def read_events(path: str | Path) -> list[dict[str, Any]]:
+    """Return the rows of an events table, ``onset`` and ``duration`` as numbers (s).
+
+    A duration of ``n/a`` counts as 0: an impulse.
+
+    Raises
+    ------
+    InputError
+        Where there are no events, a column is missing, or a number is none.
+    """
+    rows: list[dict[str, Any]] = list(read_table(path))
+    if not rows:
+        raise InputError(f"{path} holds no events: add them, or exclude the subject")
+    for column in ("onset", "duration"):
+        if column not in rows[0]:
+            raise InputError(f"{path} has no column {column!r}: add it, in seconds")
+    for number, row in enumerate(rows, start=2):
+        for column in ("onset", "duration"):
+            text = row[column]
+            if column == "duration" and text.strip().lower() in ("n/a", ""):
+                row[column] = 0.0
+                continue
+            try:
+                row[column] = float(text)
+            except ValueError:
+                row[column] = math.nan
+            if not math.isfinite(row[column]) or (column == "duration" and row[column] < 0):
+                raise InputError(
+                    f"{path}, line {number}: {column} is {text!r}: write seconds as a number"
+                )
+    return rows
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a NIfTI header says that checks need."""
+
+    shape: tuple[int, ...]
+    zooms: tuple[float, ...]
+    affine: tuple[float, ...]
+    repetition_time: float
+
+
+def read_header(path: str | Path) -> Header:
+    """Return a NIfTI-1 file's header, having made sure that the file is as long as it says.
+
+    The length that a ``.gz`` file ends with is compared, so nothing is unpacked.
+
+    Raises
+    ------
+    InputError
+        Where the file is missing, no NIfTI-1, or shorter than its header says.
+    """
+    path = Path(path)
+    packed = path.suffix == ".gz"
+    try:
+        with (gzip.open if packed else open)(path, "rb") as stream:
+            head = stream.read(348)
+        size = path.stat().st_size
+        if packed:
+            with path.open("rb") as stream:
+                stream.seek(-4, os.SEEK_END)
+                length = struct.unpack("<I", stream.read(4))[0]
+        else:
+            length = size
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read as NIfTI ({error}): restore the file") from error
+    if len(head) < 348:
+        raise InputError(f"{path} is truncated or empty: restore the file")
+    order = "<" if struct.unpack("<i", head[:4])[0] == 348 else ">"
+    if struct.unpack(order + "i", head[:4])[0] != 348 or head[344:346] not in (b"n+", b"ni"):
+        raise InputError(f"{path} is not a NIfTI-1 file: convert it")
+    dim = struct.unpack(order + "8h", head[40:56])
+    pixdim = struct.unpack(order + "8f", head[76:108])
+    kind = struct.unpack(order + "h", head[70:72])[0]
+    start = struct.unpack(order + "f", head[108:112])[0]
+    unit = {0: 1.0, 8: 1.0, 16: 1e-3, 24: 1e-6}.get(head[123] & 0x38, 1.0)
+    affine = struct.unpack(order + "12f", head[280:328])
+    shape = tuple(max(1, n) for n in dim[1 : dim[0] + 1])
+    if dim[0] > 3:
+        while len(shape) > 3 and shape[-1] == 1 and len(shape) > 4:
+            shape = shape[:-1]
+    if kind in _ITEM_BYTES:
+        expected = int(start) + math.prod(shape) * _ITEM_BYTES[kind]
+        short = length != expected % (1 << 32) if packed else length < expected
+        if short and not (packed and _unpacked_length(path) >= expected):
+            raise InputError(f"{path} is truncated: it is shorter than its header says; restore it")
+    return Header(shape, tuple(pixdim[1 : len(shape) + 1]), affine, pixdim[4] * unit)
+
+
+def _unpacked_length(path: Path) -> int:
+    """Return the length of what a ``.gz`` file holds, -1 where it is damaged (slow)."""
+    total = 0
+    try:
+        with gzip.open(path, "rb") as stream:
+            while block := stream.read(1 << 22):
+                total += len(block)
+    except (OSError, EOFError, zlib.error):
+        return -1
+    return total
+
+
+def repetition_time(path: str | Path, sidecar: Mapping[str, Any], header: Header) -> float:
+    """Return a run's TR in seconds, from its sidecar or its header.
+
+    Raises
+    ------
+    InputError
+        Where it is in neither, or they contradict one another by more than a millisecond.
+    """
+    told = sidecar.get("RepetitionTime")
+    read = header.repetition_time
+    if told is not None and (not isinstance(told, int | float) or not 0 < told < 100):
+        raise InputError(f"{path}: RepetitionTime is {told!r} in its JSON: write it in seconds")
+    if told is None and not 0 < read < 100:
+        raise InputError(
+            f"{path}: no RepetitionTime in its JSON and none in its header: add it, in seconds"
+        )
+    if told is not None and 0 < read < 100 and abs(read - told) > 1e-3:
+        # A header whose TR was never set says 1.
+        if abs(read - 1) < 1e-6:
+            return float(told)
+        raise InputError(
+            f"{path}: RepetitionTime is {told} s in its JSON and {read:g} s in its header: correct "
+            "the wrong one"
+        )
+    return float(told if told is not None else read)
+
+
+def check_run(run: Run, *, stimulus_column: str, stimuli: Mapping[str, Any] | None) -> Header:
+    """Check one run's recording, sidecars and events against one another.
+
+    Parameters
+    ----------
+    run
+        The run.
+    stimulus_column
+        Column of the events table that holds stimulus ids, or ``"auto"``.
+    stimuli
+        The known stimuli by id; None where no stimulus files are needed.
+
+    Raises
+    ------
+    InputError
+        For the first thing that is wrong.
+    """
+    header = read_header(run.bold)
+    if len(header.shape) != 4 or header.shape[3] < 2:
+        raise InputError(
+            f"{run.bold} is no time series (shape {header.shape}): replace it, or exclude the "
+            "subject"
+        )
+    sidecar = metadata(run.sidecars)
+    tr = repetition_time(run.bold, sidecar, header)
+    timing = sidecar.get("SliceTiming")
+    if timing is not None and run.mask is None:
+        axis = {"i": 0, "j": 1, "k": 2}[str(sidecar.get("SliceEncodingDirection", "k"))[0]]
+        if len(timing) != header.shape[axis]:
+            raise InputError(
+                f"{run.bold}: SliceTiming has {len(timing)} entries for {header.shape[axis]} "
+                "slices: correct the JSON"
+            )
+        if min(timing) < 0 or max(timing) >= tr:
+            raise InputError(
+                f"{run.bold}: SliceTiming goes to {max(timing)} s, beyond the TR of {tr:g} s: "
+                "write it in seconds"
+            )
+    if run.confounds is not None:
+        with run.confounds.open(encoding="utf-8") as stream:
+            rows = sum(1 for line in stream if line.strip()) - 1
+        if rows != header.shape[3]:
+            raise InputError(
+                f"{run.confounds} has {rows} rows for {header.shape[3]} volumes of "
+                f"{run.bold.name}: make them anew"
+            )
+    if run.events is None:
+        raise InputError(
+            f"{run.bold} has no events table (…_events.tsv): add it, or limit tasks in the config"
+        )
+    rows = read_events(run.events)
+    end = header.shape[3] * tr
+    late = [row["onset"] for row in rows if row["onset"] >= end]
+    if late:
+        raise InputError(
+            f"{run.events}: {len(late)} events start at or after the last volume's end ({end:g} s), "
+            f"the first at {min(late):g} s: correct the onsets, or the recording is incomplete"
+        )
+    if stimulus_column != "auto" and stimulus_column not in rows[0]:
+        raise InputError(
+            f"{run.events} has no column {stimulus_column!r}: it has {', '.join(rows[0])}; set "
+            "glm.stimulus_column in the config"
+        )
+    if stimuli is not None:
+        column = stimulus_column if stimulus_column != "auto" else "stim_file"
+        for row in rows:
+            name = str(row.get(column, "n/a"))
+            if name not in ("n/a", "") and name not in stimuli:
+                raise InputError(
+                    f"{run.events} names stimulus {name!r}, which is not among the stimuli: add "
+                    "the file, or correct input.stimuli in the config"
+                )
+    return header
+
+
+def check_t1w(path: Path) -> None:
+    """Check one anatomical image.
+
+    Raises
+    ------
+    InputError
+        Where it is damaged or not a volume.
+    """
+    header = read_header(path)
+    if len([n for n in header.shape if n > 1]) != 3:
+        raise InputError(f"{path} is not a volume (shape {header.shape}): replace it")
+
+
+def check_grids(runs: Sequence[tuple[Run, Header]]) -> None:
+    """Check that runs that will be fitted together lie on one grid.
+
+    Raises
+    ------
+    InputError
+        Naming the two files that do not.
+    """
+    for run, header in runs[1:]:
+        first, reference = runs[0]
+        near = all(abs(a - b) < 1e-3 for a, b in zip(header.affine, reference.affine))
+        if header.shape[:3] != reference.shape[:3] or not near:
+            raise InputError(
+                f"{run.bold} and {first.bold} lie on different grids ({header.shape[:3]} and "
+                f"{reference.shape[:3]}): resample one, or exclude the subject"
+            )
+
+
+def find_stimuli(folder: str | Path) -> dict[str, Path]:
+    """Return the image files below a folder by id: their path from it, as in ``stim_file``.
+
+    Raises
+    ------
+    InputError
+        Where the folder is missing or holds no image.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder: correct input.stimuli in the config")
+    found = {
+        file.relative_to(folder).as_posix(): file
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in IMAGES
+    }
+    if not found:
+        raise InputError(f"{folder} holds no image: correct input.stimuli in the config")
+    return found
+
+
+def read_labels(path: str | Path) -> dict[int, str]:
+    """Return an atlas' region names by label from a table with columns ``index`` and ``name``.
+
+    Raises
+    ------
+    InputError
+        Where a column is missing, an index is no positive integer, or one is there twice.
+    """
+    labels: dict[int, str] = {}
+    rows = read_table(path)
+    if not rows or not {"index", "name"} <= set(rows[0]):
+        raise InputError(f"{path} needs columns index and name and at least one region: add them")
+    for number, row in enumerate(rows, start=2):
+        text = row["index"].strip()
+        if not text.isdigit() or int(text) == 0:
+            raise InputError(f"{path}, line {number}: index {text!r} is no positive integer")
+        if int(text) in labels or row["name"] in labels.values():
+            raise InputError(f"{path}, line {number}: {row['name']!r} is there twice: remove one")
+        labels[int(text)] = row["name"]
+    return labels

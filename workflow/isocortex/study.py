@@ -1,0 +1,274 @@
+"""A study: its config, its files and what follows from both, for the Snakefile.
+
+Only the standard library is imported at module level, because the Snakefile imports this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isocortex import bids
+from isocortex.config import check_config
+from isocortex.errors import InputError
+
+ENTRIES = ("rdms", "betas", "derivatives", "bids")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the rules need to know of a study.
+
+    Parameters
+    ----------
+    config
+        The checked config, defaults filled in.
+    entry
+        Where the study enters the chain: ``bids``, ``derivatives``, ``betas`` or ``rdms``.
+    subjects
+        The index by subject label.
+    stimuli
+        Stimulus files by id, sorted; empty where no model needs them.
+    """
+
+    config: Mapping[str, Any]
+    entry: str
+    subjects: Mapping[str, bids.Subject]
+    stimuli: Mapping[str, Path]
+
+    @property
+    def tasks(self) -> list[str]:
+        """All tasks of the study, sorted."""
+        return sorted({task for subject in self.subjects.values() for task in subject.tasks()})
+
+    @property
+    def models(self) -> list[str]:
+        """The models' names, in the config's order."""
+        return list(self.config["features"]["models"])
+
+    @property
+    def measures(self) -> list[str]:
+        """The dissimilarities of the brain's RDMs."""
+        return ["given"] if self.entry == "rdms" else list(self.config["rsa"]["measures"])
+
+    @property
+    def space(self) -> str:
+        """The space of the betas."""
+        return self.config["glm"]["space"]
+
+    def with_task(self, task: str) -> list[str]:
+        """Return the subjects that have a task."""
+        return [label for label, subject in self.subjects.items() if task in subject.tasks()]
+
+    def run(self, subject: str, stem: str) -> bids.Run:
+        """Return a run by the workflow's ``run`` wildcard."""
+        return next(run for run in self.subjects[subject].runs if run.stem == stem)
+
+    def atlas(self, subject: str) -> Path:
+        """Return the atlas of a subject."""
+        return Path(self.config["regions"]["atlas"].replace("{subject}", subject))
+
+
+def load_study(config: Mapping[str, Any]) -> Study:
+    """Check a config and index its study.
+
+    Listings of folders are read, and the input table of betas or RDMs; no image is opened.
+
+    Raises
+    ------
+    InputError
+        In one line: what is wrong, where, what to do.
+    """
+    checked = check_config(config)
+    given = checked["input"]
+    entry = next((name for name in ENTRIES if name in given), "")
+    if not entry:
+        raise InputError(f"config: input needs one of {', '.join(reversed(ENTRIES))}")
+    if sum(name in given for name in ("rdms", "betas", "derivatives")) > 1:
+        raise InputError(
+            "config: input takes one of derivatives, betas and rdms: remove the others"
+        )
+    for key in ("subjects", "tasks"):
+        if isinstance(checked[key], str) and checked[key] != "all":
+            raise InputError(f"config: {key} is {checked[key]!r}: write all, or a list")
+    chosen = {
+        "subjects": checked["subjects"],
+        "tasks": checked["tasks"],
+        "exclude": checked["exclude"],
+    }
+    if entry == "bids":
+        subjects = bids.index_raw(given["bids"], **chosen)
+        spaces = checked["preprocess"]["spaces"]
+        if checked["glm"]["space"] not in spaces:
+            raise InputError(
+                f"config: glm.space is {checked['glm']['space']!r}, which preprocess.spaces "
+                f"({', '.join(spaces)}) does not make: add it there"
+            )
+    elif entry == "derivatives":
+        if "bids" not in given:
+            raise InputError("config: input.bids is missing: the dataset that holds the events")
+        subjects = bids.index_derivatives(
+            given["derivatives"], space=checked["glm"]["space"], events=given["bids"], **chosen
+        )
+    else:
+        subjects = _index_table(Path(given[entry]), entry, chosen)
+    if entry != "rdms" and "regions" not in checked:
+        raise InputError(
+            "config: regions is missing: name an atlas, its labels and its space (see "
+            "config/README.md)"
+        )
+    study = Study(checked, entry, subjects, _stimuli(checked, given))
+    _check_choices(study)
+    return study
+
+
+def _stimuli(checked: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, Path]:
+    if not checked["features"]["models"]:
+        return {}
+    folder = given.get("stimuli") or (
+        str(Path(given["bids"]) / "stimuli") if "bids" in given else ""
+    )
+    if not folder:
+        raise InputError("config: input.stimuli is missing: the folder of images for the models")
+    return bids.find_stimuli(folder)
+
+
+def _index_table(table: Path, entry: str, chosen: Mapping[str, Any]) -> dict[str, bids.Subject]:
+    """Index a study that enters as a table of betas or RDMs: one run a row."""
+    needed = {"betas": ("subject", "image", "events"), "rdms": ("subject", "region", "file")}[entry]
+    rows = bids.read_table(table)
+    missing = [column for column in needed if not rows or column not in rows[0]]
+    if missing:
+        raise InputError(f"{table} needs the columns {', '.join(needed)}: add {missing[0]}")
+    labels: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        labels.setdefault(bids.plain_label(row["subject"]), []).append(row)
+    out = {bids.plain_label(label) for label in chosen["exclude"]}
+    wanted = (
+        sorted(labels)
+        if chosen["subjects"] == "all"
+        else [bids.plain_label(label) for label in chosen["subjects"]]
+    )
+    for label in [*wanted, *out]:
+        if label not in labels:
+            raise InputError(f"subject {label!r} is not in {table}: it has {', '.join(labels)}")
+    found = {}
+    for label in sorted(set(wanted) - out):
+        runs = []
+        for row in labels[label]:
+            task = row.get("task") or "all"
+            if chosen["tasks"] != "all" and task not in chosen["tasks"]:
+                continue
+            file = table.parent / row["image" if entry == "betas" else "file"]
+            if not file.is_file():
+                raise InputError(f"{table}: {file} of subject {label} is missing: correct the path")
+            events = table.parent / row["events"] if entry == "betas" else None
+            if events is not None and not events.is_file():
+                raise InputError(
+                    f"{table}: {events} of subject {label} is missing: correct the path"
+                )
+            run = row.get("region", "")
+            runs.append(bids.Run(label, "", task, run, f"{task}/{file.stem}", file, (), events))
+        if not runs:
+            raise InputError(f"{table}: subject {label} has no row of the chosen tasks")
+        keys = [(run.task, run.label) for run in runs]
+        for key in keys:
+            if keys.count(key) > 1:
+                what = f", region {key[1]}" if entry == "rdms" else ""
+                raise InputError(f"{table}: subject {label}{what} is there twice: remove one row")
+        found[label] = bids.Subject(label, (), tuple(runs))
+    if not found:
+        raise InputError("no subject is left: change subjects or exclude in the config")
+    return found
+
+
+def _check_choices(study: Study) -> None:
+    """Refuse choices that the study's files cannot serve."""
+    if study.entry == "bids":
+        for label, subject in study.subjects.items():
+            if not subject.t1w:
+                raise InputError(
+                    f"sub-{label} has no T1w in {study.config['input']['bids']}: add it, or name "
+                    "the subject under exclude in the config"
+                )
+    if study.entry in ("bids", "derivatives") and "crossnobis" in study.measures:
+        for label, subject in study.subjects.items():
+            for task in subject.tasks():
+                if len(subject.of(task)) < 2:
+                    raise InputError(
+                        f"sub-{label} has one run of task {task}, and crossnobis needs two: take "
+                        "crossnobis out of rsa.measures, or exclude the subject"
+                    )
+    if study.entry == "derivatives" and study.config["regions"]["space"] != study.space:
+        key = f"{study.config['regions']['space']}-T1w"
+        for label, subject in study.subjects.items():
+            if study.space != "T1w" or key not in subject.transforms:
+                raise InputError(
+                    f"regions are in {study.config['regions']['space']} and sub-{label}'s data in "
+                    f"{study.space}, with no transform (…from-{key.replace('-', '_to-')}…_xfm.h5): "
+                    "give the atlas in the data's space"
+                )
+
+
+def check_inputs(study: Study) -> None:
+    """Check what can be known before any job starts: headers, sidecars, events, atlas, devices.
+
+    Raises
+    ------
+    InputError
+        For the first thing that is wrong.
+    """
+    config = study.config
+    regions = config.get("regions")
+    if regions:
+        labels = bids.read_labels(regions["labels"])
+        if not labels:
+            raise InputError(f"{regions['labels']} names no region: add one")
+        for path in sorted({study.atlas(label) for label in study.subjects}):
+            bids.check_t1w(path) if path.is_file() else _missing(path, "regions.atlas")
+    if study.entry in ("bids", "derivatives"):
+        known = study.stimuli if study.models else None
+        for subject in study.subjects.values():
+            for path in subject.t1w:
+                bids.check_t1w(path)
+            for task in subject.tasks():
+                checked = [
+                    (
+                        run,
+                        bids.check_run(
+                            run,
+                            stimulus_column=config["glm"]["stimulus_column"],
+                            stimuli=known,
+                        ),
+                    )
+                    for run in subject.of(task)
+                ]
+                if study.entry == "derivatives":
+                    bids.check_grids(checked)
+    for name, model in config["features"]["models"].items():
+        weights = str(model.get("weights", "none"))
+        if weights not in ("hub", "none") and not Path(weights).is_file():
+            _missing(Path(weights), f"features.models.{name}.weights")
+    if "cuda" in set(_devices(config)):
+        _check_cuda()
+
+
+def _devices(config: Mapping[str, Any]) -> Iterator[str]:
+    for section in ("features", "encoding"):
+        if "device" in config[section]:
+            yield config[section]["device"]
+
+
+def _check_cuda() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise InputError(
+            "config: device is cuda, but there is no usable CUDA GPU here: choose auto or cpu"
+        )
+
+
+def _missing(path: Path, key: str) -> None:
+    raise InputError(f"config: {key} is {str(path)!r}, which is missing: correct the path")
