@@ -77,16 +77,31 @@ SPECS: dict[str, Spec] = {
         block="voxel",
         arrays={
             "beta": Array(("trial", "voxel"), "f4", "response, percent signal change"),
-            "r2": Array(("voxel",), "f4", "share of variance explained by the whole design"),
+            "beta_se": Array(
+                ("trial",), "f8", "standard error of the beta in units of the residual SD"
+            ),
+            "r2": Array(
+                ("voxel",),
+                "f4",
+                "share of the variance that drift and confounds leave which the trials explain",
+            ),
+            "z_stimulus": Array(
+                ("voxel",), "f4", "z of the mean response to all trials, fixed effects over runs"
+            ),
             "noise_ceiling": Array(
                 ("voxel",),
                 "f4",
                 "explainable share of the variance of the mean over repeats, 0 to 1",
             ),
             "ncsnr": Array(("voxel",), "f4", "signal SD over noise SD of single trials"),
-            "tsnr": Array(("voxel",), "f4", "mean over SD of the time series"),
-            "hrf_index": Array(("voxel",), "i2", "which haemodynamic response was used"),
+            "tsnr": Array(
+                ("voxel",), "f4", "mean over SD of the time series without drift, mean over runs"
+            ),
+            "hrf_index": Array(("voxel",), "i2", "which haemodynamic response was used, -1 unknown"),
             "residual": Array(("time", "voxel"), "f4", "GLM residual, percent signal change"),
+            "design": Array(("volume", "regressor"), "f4", "design matrix of the first run"),
+            "regressor": Array(("regressor",), "str", "name of the regressor"),
+            "frame_time": Array(("volume",), "f8", "time of the volume in its run, s"),
             "stimulus": Array(("trial",), "str", "stimulus id"),
             "condition": Array(("trial",), "str", "condition of the trial"),
             "session": Array(("trial",), "str", "session, empty where there are none"),

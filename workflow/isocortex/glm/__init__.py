@@ -1,0 +1,28 @@
+"""From preprocessed runs, or from betas made elsewhere, to a store of single-trial responses."""
+
+from isocortex.glm.betas import import_betas
+from isocortex.glm.confounds import STRATEGIES, choose_confounds
+from isocortex.glm.design import Design, Trial, find_stimulus_column, make_design, make_trials
+from isocortex.glm.estimate import RunFit, fit_run, stimulus_z
+from isocortex.glm.fit import fit_glm
+from isocortex.glm.images import intersect_masks, open_image, read_series
+from isocortex.glm.noise_ceiling import estimate_noise_ceiling
+
+__all__ = [
+    "STRATEGIES",
+    "Design",
+    "RunFit",
+    "Trial",
+    "choose_confounds",
+    "estimate_noise_ceiling",
+    "find_stimulus_column",
+    "fit_glm",
+    "fit_run",
+    "import_betas",
+    "intersect_masks",
+    "make_design",
+    "make_trials",
+    "open_image",
+    "read_series",
+    "stimulus_z",
+]
