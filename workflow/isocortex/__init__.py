@@ -1,3 +1,3 @@
-"""Compare brains with models: preprocessing, single-trial GLM, features, RSA, topology, encoding, report."""
+"""Compare brains with models, from BIDS to RSA, topological RSA, encoding and a report."""
 
 __version__ = "0.1.0"

@@ -381,9 +381,7 @@ def index_derivatives(
                     f"sub-{label}: {stem} is there in several resolutions or cohorts of space "
                     f"{space}: keep one of them in {root}"
                 )
-        anat = [
-            p for p in (folder / "anat", *(folder / f"ses-{s}" / "anat" for s in sessions if s))
-        ]
+        anat = [folder / "anat", *(folder / f"ses-{s}" / "anat" for s in sessions if s)]
         transforms = {
             f"{entities(n)[0]['from']}-{entities(n)[0]['to']}": a / n
             for a in anat
@@ -624,7 +622,7 @@ def check_run(run: Run, *, stimulus_column: str, stimuli: Mapping[str, Any] | No
     late = [row["onset"] for row in rows if row["onset"] >= end]
     if late:
         raise InputError(
-            f"{run.events}: {len(late)} events start at or after the last volume's end ({end:g} s), "
+            f"{run.events}: {len(late)} events start after the last volume's end ({end:g} s), "
             f"the first at {min(late):g} s: correct the onsets, or the recording is incomplete"
         )
     if stimulus_column != "auto" and stimulus_column not in rows[0]:

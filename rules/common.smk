@@ -1,0 +1,533 @@
+"""What the rules share: the study, its paths, and which results belong to it."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
+
+from isocortex.errors import InputError
+from isocortex.provenance import code_version, fingerprint
+from isocortex.study import check_inputs, load_study
+
+
+def stop(error):
+    """End in one line: no job has started."""
+    print(f"isocortex: {error}", file=sys.stderr, flush=True)
+    sys.exit(1)
+
+
+def checked_study():
+    """Return the study that the config describes."""
+    try:
+        return load_study(config)
+    except InputError as error:
+        stop(error)
+
+
+def check_before_start():
+    """Open headers, sidecars and events of the study, once, before the first job."""
+    try:
+        check_inputs(STUDY)
+    except InputError as error:
+        stop(error)
+
+
+STUDY = checked_study()
+CONFIG = STUDY.config
+RESULTS = f"{CONFIG['results']}/{CONFIG['study']}"
+PREPROCESS = f"{RESULTS}/preprocess"
+TEMPLATE = "MNI152NLin2009aSym"
+SPACES = CONFIG["preprocess"]["spaces"]
+SEED = CONFIG["seed"]
+ENTRY = STUDY.entry
+
+
+wildcard_constraints:
+    subject="[A-Za-z0-9]+",
+    task="[A-Za-z0-9]+",
+    model="[A-Za-z0-9]+",
+    measure="[a-z]+",
+    run=r"(ses-[A-Za-z0-9]+/)?func/sub-[^/]+",
+
+
+def log_of(rule, *wildcards):
+    """Return the log of a rule: results/<study>/logs/<rule>/<wildcards>.log."""
+    name = "_".join(wildcards) or "study"
+    return f"{RESULTS}/logs/{rule}/{name}.log"
+
+
+def benchmark_of(rule, *wildcards):
+    """Return the benchmark table of a rule."""
+    name = "_".join(wildcards) or "study"
+    return f"{RESULTS}/benchmarks/{rule}/{name}.tsv"
+
+
+def manifest_of(store):
+    """Return the manifest of a store."""
+    return str(Path(store).with_suffix(".json"))
+
+
+def manifests_of(stores):
+    """Return the manifests of several stores."""
+    return [manifest_of(store) for store in stores]
+
+
+def options(section, *keys):
+    """Return a config section, or some of its keys, for a rule's params."""
+    chosen = CONFIG[section]
+    return {key: chosen[key] for key in keys} if keys else dict(chosen)
+
+
+# Paths of the stores: the only place where they are written.
+
+
+def betas_store(subject="{subject}", task="{task}"):
+    return f"{RESULTS}/glm/sub-{subject}_task-{task}_betas.zarr"
+
+
+def features_store(model="{model}"):
+    return f"{RESULTS}/features/model-{model}_features.zarr"
+
+
+def rdms_store(subject="{subject}", task="{task}", measure="{measure}"):
+    return f"{RESULTS}/rsa/sub-{subject}_task-{task}_measure-{measure}_rdms.zarr"
+
+
+def model_rdms_store(model="{model}"):
+    return f"{RESULTS}/rsa/model-{model}_rdms.zarr"
+
+
+def scores_store(task="{task}", measure="{measure}"):
+    return f"{RESULTS}/rsa/task-{task}_measure-{measure}_scores.zarr"
+
+
+def searchlight_store(subject="{subject}", task="{task}"):
+    return f"{RESULTS}/searchlight/sub-{subject}_task-{task}_searchlight.zarr"
+
+
+def searchlight_group_store(task="{task}"):
+    return f"{RESULTS}/searchlight/task-{task}_searchlight.zarr"
+
+
+def identification_store(task="{task}", measure="{measure}"):
+    return f"{RESULTS}/trsa/task-{task}_measure-{measure}_identification.zarr"
+
+
+def topology_store(task="{task}", measure="{measure}"):
+    return f"{RESULTS}/trsa/task-{task}_measure-{measure}_topology.zarr"
+
+
+def encoding_store(subject="{subject}", task="{task}", model="{model}"):
+    return f"{RESULTS}/encoding/sub-{subject}_task-{task}_model-{model}_encoding.zarr"
+
+
+def encoding_summary_store(task="{task}"):
+    return f"{RESULTS}/encoding/task-{task}_summary.zarr"
+
+
+def regions_prefix(subject="{subject}", task="{task}"):
+    return f"{RESULTS}/regions/sub-{subject}_task-{task}"
+
+
+def anat(name, subject="{subject}"):
+    return f"{PREPROCESS}/sub-{subject}/anat/sub-{subject}_{name}"
+
+
+def func(name, subject="{subject}", run="{run}"):
+    return f"{PREPROCESS}/sub-{subject}/{run}_{name}"
+
+
+def figures_of(part, subject="{subject}"):
+    return f"{PREPROCESS}/sub-{subject}/figures/{part}"
+
+
+def each_space(name, subject="{subject}", run="{run}"):
+    """Return an output of preprocess_bold in every output space."""
+    return [func(f"space-{space}_{name}", subject, run) for space in SPACES]
+
+
+# Inputs that depend on the study's files.
+
+
+def raw_t1w(wildcards):
+    return [str(path) for path in STUDY.subjects[wildcards.subject].t1w]
+
+
+def raw_t1w_content(wildcards):
+    return [fingerprint(path) for path in raw_t1w(wildcards)]
+
+
+def raw_run(wildcards):
+    return STUDY.run(wildcards.subject, wildcards.run)
+
+
+def raw_bold(wildcards):
+    return str(raw_run(wildcards).bold)
+
+
+def raw_bold_content(wildcards):
+    return fingerprint(raw_bold(wildcards))
+
+
+def raw_sidecars(wildcards):
+    return [str(path) for path in raw_run(wildcards).sidecars]
+
+
+def runs_of(wildcards):
+    return STUDY.subjects[wildcards.subject].of(wildcards.task)
+
+
+def run_names(wildcards):
+    return [{"session": run.session, "run": run.name} for run in runs_of(wildcards)]
+
+
+def glm_bold(wildcards):
+    if ENTRY == "bids":
+        return [
+            func(
+                f"space-{STUDY.space}_desc-preproc_bold.nii.gz",
+                wildcards.subject,
+                run.stem,
+            )
+            for run in runs_of(wildcards)
+        ]
+    return [str(run.bold) for run in runs_of(wildcards)]
+
+
+def glm_mask(wildcards):
+    if ENTRY == "bids":
+        return [
+            func(
+                f"space-{STUDY.space}_desc-brain_mask.nii.gz",
+                wildcards.subject,
+                run.stem,
+            )
+            for run in runs_of(wildcards)
+        ]
+    return [str(run.mask) for run in runs_of(wildcards)]
+
+
+def glm_confounds(wildcards):
+    if ENTRY == "bids":
+        return [
+            func("desc-confounds_timeseries.tsv", wildcards.subject, run.stem)
+            for run in runs_of(wildcards)
+        ]
+    return [str(run.confounds) for run in runs_of(wildcards)]
+
+
+def glm_sidecars(wildcards):
+    if ENTRY == "bids":
+        return [
+            func(
+                f"space-{STUDY.space}_desc-preproc_bold.json",
+                wildcards.subject,
+                run.stem,
+            )
+            for run in runs_of(wildcards)
+        ]
+    return [str(path) for run in runs_of(wildcards) for path in run.sidecars]
+
+
+def glm_manifests(wildcards):
+    """Return what makes the GLM run again: the manifests of the preprocessed runs."""
+    if ENTRY == "bids":
+        return [
+            func("manifest.json", wildcards.subject, run.stem)
+            for run in runs_of(wildcards)
+        ]
+    return []
+
+
+def glm_content(wildcards):
+    """Return signs of the content of derivatives made elsewhere, which have no manifest."""
+    if ENTRY == "bids":
+        return []
+    files = [*glm_bold(wildcards), *glm_mask(wildcards), *glm_confounds(wildcards)]
+    return [fingerprint(file) for file in files]
+
+
+def glm_events(wildcards):
+    return [str(run.events) for run in runs_of(wildcards) if run.events]
+
+
+def first_bold_mask(wildcards):
+    return glm_mask(wildcards)[0] if ENTRY != "betas" else []
+
+
+def given_betas(wildcards):
+    return str(runs_of(wildcards)[0].bold)
+
+
+def given_betas_content(wildcards):
+    return fingerprint(given_betas(wildcards))
+
+
+def given_rdms(wildcards):
+    return [str(run.bold) for run in runs_of(wildcards)]
+
+
+def given_rdm_regions(wildcards):
+    return [run.label for run in runs_of(wildcards)]
+
+
+def atlas_of(wildcards):
+    return str(STUDY.atlas(wildcards.subject))
+
+
+def atlas_content(wildcards):
+    return fingerprint(atlas_of(wildcards))
+
+
+def atlas_transform(wildcards):
+    """Return the transform that takes the atlas into the betas' space, where it needs one."""
+    if ENTRY == "betas" or CONFIG["regions"]["space"] == STUDY.space:
+        return []
+    if ENTRY == "derivatives":
+        key = f"{CONFIG['regions']['space']}-T1w"
+        return str(STUDY.subjects[wildcards.subject].transforms[key])
+    return anat(f"from-{TEMPLATE}_to-T1w_mode-image_xfm.h5", wildcards.subject)
+
+
+def atlas_manifest(wildcards):
+    if ENTRY == "bids" and atlas_transform(wildcards):
+        return anat("manifest.json", wildcards.subject)
+    return []
+
+
+def model_options(wildcards):
+    return CONFIG["features"]["models"][wildcards.model]
+
+
+def model_checkpoint(wildcards):
+    """Return a model's local weights, where it has any."""
+    weights = model_options(wildcards).get("weights", "none")
+    return [] if weights in ("hub", "none") else weights
+
+
+def model_content(wildcards):
+    weights = model_checkpoint(wildcards)
+    return fingerprint(weights) if weights else ""
+
+
+def stimulus_files():
+    return [str(path) for path in STUDY.stimuli.values()]
+
+
+def stimulus_content():
+    return {name: fingerprint(path) for name, path in STUDY.stimuli.items()}
+
+
+# Which stores belong to a task, a subject, the study.
+
+
+def task_rdms(wildcards):
+    return [
+        rdms_store(subject, wildcards.task, wildcards.measure)
+        for subject in STUDY.with_task(wildcards.task)
+    ]
+
+
+def task_rdm_manifests(wildcards):
+    return manifests_of(task_rdms(wildcards))
+
+
+def task_encodings(wildcards):
+    return [
+        encoding_store(subject, wildcards.task, model)
+        for subject in STUDY.with_task(wildcards.task)
+        for model in STUDY.models
+    ]
+
+
+def task_encoding_manifests(wildcards):
+    return manifests_of(task_encodings(wildcards))
+
+
+def task_regions(wildcards):
+    return [
+        f"{regions_prefix(subject, wildcards.task)}_dseg.nii.gz"
+        for subject in STUDY.with_task(wildcards.task)
+    ]
+
+
+def task_region_manifests(wildcards):
+    return [
+        f"{regions_prefix(subject, wildcards.task)}_manifest.json"
+        for subject in STUDY.with_task(wildcards.task)
+    ]
+
+
+def task_searchlights(wildcards):
+    return [
+        searchlight_store(subject, wildcards.task)
+        for subject in STUDY.with_task(wildcards.task)
+    ]
+
+
+def task_searchlight_manifests(wildcards):
+    return manifests_of(task_searchlights(wildcards))
+
+
+def all_model_rdms():
+    return [model_rdms_store(model) for model in STUDY.models]
+
+
+def has_models():
+    return bool(STUDY.models)
+
+
+def has_betas():
+    return ENTRY != "rdms"
+
+
+def has_searchlight():
+    return has_models() and has_betas() and CONFIG["searchlight"]["run"]
+
+
+def subject_stores(kind):
+    """Return an input function: one subject's stores of a kind, over tasks."""
+
+    def stores(wildcards):
+        subject = wildcards.subject
+        tasks = STUDY.subjects[subject].tasks()
+        if kind == "betas":
+            return [betas_store(subject, task) for task in tasks] if has_betas() else []
+        if kind == "rdms":
+            return [
+                rdms_store(subject, task, m) for task in tasks for m in STUDY.measures
+            ]
+        if kind == "searchlight":
+            return [
+                searchlight_store(subject, task) for task in tasks if has_searchlight()
+            ]
+        return [
+            encoding_store(subject, task, model)
+            for task in tasks
+            for model in STUDY.models
+            if has_betas()
+        ]
+
+    return stores
+
+
+def subject_manifests(kind):
+    """Return an input function: the manifests of `subject_stores`."""
+    stores = subject_stores(kind)
+
+    def manifests(wildcards):
+        return manifests_of(stores(wildcards))
+
+    return manifests
+
+
+def subject_regions(wildcards):
+    if not has_betas():
+        return []
+    tasks = STUDY.subjects[wildcards.subject].tasks()
+    return [f"{regions_prefix(wildcards.subject, task)}_dseg.nii.gz" for task in tasks]
+
+
+def subject_figures(wildcards):
+    if ENTRY != "bids":
+        return []
+    runs = STUDY.subjects[wildcards.subject].runs
+    return [
+        figures_of(part, wildcards.subject)
+        for part in ["anat", *(run.stem for run in runs)]
+    ]
+
+
+def subject_figure_manifests(wildcards):
+    if ENTRY != "bids":
+        return []
+    runs = STUDY.subjects[wildcards.subject].runs
+    return [
+        anat("manifest.json", wildcards.subject),
+        *(func("manifest.json", wildcards.subject, run.stem) for run in runs),
+    ]
+
+
+def subject_confounds(wildcards):
+    if ENTRY == "bids":
+        runs = STUDY.subjects[wildcards.subject].runs
+        return [
+            func("desc-confounds_timeseries.tsv", wildcards.subject, r.stem)
+            for r in runs
+        ]
+    if ENTRY == "derivatives":
+        return [str(run.confounds) for run in STUDY.subjects[wildcards.subject].runs]
+    return []
+
+
+def study_stores(kind):
+    """Return the study's stores of a kind, over tasks and measures."""
+    pairs = [(task, measure) for task in STUDY.tasks for measure in STUDY.measures]
+    if kind == "rdms":
+        return [rdms_store(s, t, m) for t, m in pairs for s in STUDY.with_task(t)]
+    if kind == "identification":
+        return [identification_store(*pair) for pair in pairs]
+    if not has_models():
+        return []
+    if kind == "scores":
+        return [scores_store(*pair) for pair in pairs]
+    if kind == "topology":
+        return [topology_store(*pair) for pair in pairs]
+    if kind == "searchlight_group":
+        return (
+            [searchlight_group_store(task) for task in STUDY.tasks]
+            if has_searchlight()
+            else []
+        )
+    return [encoding_summary_store(task) for task in STUDY.tasks] if has_betas() else []
+
+
+# Targets.
+
+
+def target_preprocess():
+    if ENTRY != "bids":
+        return []
+    return [
+        f"{PREPROCESS}/dataset_description.json",
+        *(anat("manifest.json", label) for label in STUDY.subjects),
+        *(
+            func("manifest.json", label, run.stem)
+            for label, subject in STUDY.subjects.items()
+            for run in subject.runs
+        ),
+    ]
+
+
+def target_glm():
+    if not has_betas():
+        return []
+    return [
+        manifest_of(betas_store(label, task))
+        for label, subject in STUDY.subjects.items()
+        for task in subject.tasks()
+    ]
+
+
+def target_features():
+    return [manifest_of(features_store(model)) for model in STUDY.models]
+
+
+def target_rsa():
+    kinds = ("rdms", "scores", "searchlight_group")
+    return manifests_of([store for kind in kinds for store in study_stores(kind)])
+
+
+def target_trsa():
+    return manifests_of([*study_stores("identification"), *study_stores("topology")])
+
+
+def target_encoding():
+    return manifests_of(study_stores("encoding_summary"))
+
+
+def target_reports():
+    return [
+        f"{RESULTS}/report/study.html",
+        *(f"{RESULTS}/report/sub-{label}.html" for label in STUDY.subjects),
+    ]

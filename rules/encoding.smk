@@ -1,0 +1,58 @@
+rule fit_encoding:
+    """Predict one subject's responses from the layers of one model."""
+    input:
+        betas=ancient(betas_store()),
+        betas_manifest=manifest_of(betas_store()),
+        features=ancient(features_store()),
+        features_manifest=manifest_of(features_store()),
+    output:
+        store=directory(encoding_store()),
+        manifest=manifest_of(encoding_store()),
+        maps=directory(
+            f"{RESULTS}/encoding/sub-{{subject}}_task-{{task}}_model-{{model}}_maps"
+        ),
+    log:
+        log_of("fit_encoding", "sub-{subject}", "task-{task}", "model-{model}"),
+    benchmark:
+        benchmark_of("fit_encoding", "sub-{subject}", "task-{task}", "model-{model}")
+    conda:
+        "../envs/encoding.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    params:
+        options=options("encoding"),
+        seed=SEED,
+        code=code_version("fit_encoding"),
+    script:
+        "../workflow/fit_encoding.py"
+
+
+rule summarise_encoding:
+    """Summarise the encoding scores by region and over subjects."""
+    input:
+        stores=ancient(task_encodings),
+        manifests=task_encoding_manifests,
+        regions=ancient(task_regions),
+        region_manifests=task_region_manifests,
+    output:
+        store=directory(encoding_summary_store()),
+        manifest=manifest_of(encoding_summary_store()),
+        table=f"{RESULTS}/encoding/task-{{task}}_summary.tsv",
+        maps=directory(f"{RESULTS}/encoding/task-{{task}}_maps"),
+    log:
+        log_of("summarise_encoding", "task-{task}"),
+    benchmark:
+        benchmark_of("summarise_encoding", "task-{task}")
+    conda:
+        "../envs/encoding.yaml"
+    threads: 1
+    resources:
+        mem_mb=3000,
+        runtime=60,
+    params:
+        options=options("encoding"),
+        code=code_version("summarise_encoding"),
+    script:
+        "../workflow/summarise_encoding.py"

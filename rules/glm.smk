@@ -1,0 +1,58 @@
+if ENTRY == "betas":
+
+    rule import_betas:
+        """Take over one subject's responses that were estimated elsewhere."""
+        input:
+            image=ancient(given_betas),
+            events=glm_events,
+        output:
+            store=directory(betas_store()),
+            manifest=manifest_of(betas_store()),
+        log:
+            log_of("import_betas", "sub-{subject}", "task-{task}"),
+        benchmark:
+            benchmark_of("import_betas", "sub-{subject}", "task-{task}")
+        conda:
+            "../envs/glm.yaml"
+        threads: 1
+        resources:
+            mem_mb=4000,
+            runtime=30,
+        params:
+            space=STUDY.space,
+            source=given_betas_content,
+            code=code_version("import_betas"),
+        script:
+            "../workflow/import_betas.py"
+
+else:
+
+    rule fit_glm:
+        """Estimate the single-trial responses of one subject and task."""
+        input:
+            bold=ancient(glm_bold),
+            mask=ancient(glm_mask),
+            confounds=ancient(glm_confounds),
+            sidecar=ancient(glm_sidecars),
+            events=glm_events,
+            manifests=glm_manifests,
+        output:
+            store=directory(betas_store()),
+            manifest=manifest_of(betas_store()),
+        log:
+            log_of("fit_glm", "sub-{subject}", "task-{task}"),
+        benchmark:
+            benchmark_of("fit_glm", "sub-{subject}", "task-{task}")
+        conda:
+            "../envs/glm.yaml"
+        threads: 1
+        resources:
+            mem_mb=4000,
+            runtime=60,
+        params:
+            options=options("glm"),
+            runs=run_names,
+            source=glm_content,
+            code=code_version("fit_glm"),
+        script:
+            "../workflow/fit_glm.py"

@@ -1,0 +1,165 @@
+if ENTRY == "rdms":
+
+    rule import_rdms:
+        """Take over one subject's RDMs that were made elsewhere."""
+        input:
+            table=CONFIG["input"]["rdms"],
+            files=given_rdms,
+        output:
+            store=directory(rdms_store()),
+            manifest=manifest_of(rdms_store()),
+        log:
+            log_of("import_rdms", "sub-{subject}", "task-{task}", "measure-{measure}"),
+        benchmark:
+            benchmark_of(
+                "import_rdms", "sub-{subject}", "task-{task}", "measure-{measure}"
+            )
+        conda:
+            "../envs/rsa.yaml"
+        threads: 1
+        resources:
+            mem_mb=1000,
+            runtime=10,
+        params:
+            regions=given_rdm_regions,
+            code=code_version("import_rdms"),
+        script:
+            "../workflow/import_rdms.py"
+
+else:
+
+    rule compute_rdms:
+        """Compute the RDMs of one subject's regions by one measure."""
+        input:
+            betas=ancient(betas_store()),
+            betas_manifest=manifest_of(betas_store()),
+            regions=ancient(f"{regions_prefix()}_dseg.nii.gz"),
+            labels=ancient(f"{regions_prefix()}_dseg.tsv"),
+            regions_manifest=f"{regions_prefix()}_manifest.json",
+        output:
+            store=directory(rdms_store()),
+            manifest=manifest_of(rdms_store()),
+        log:
+            log_of("compute_rdms", "sub-{subject}", "task-{task}", "measure-{measure}"),
+        benchmark:
+            benchmark_of(
+                "compute_rdms", "sub-{subject}", "task-{task}", "measure-{measure}"
+            )
+        conda:
+            "../envs/rsa.yaml"
+        threads: 1
+        resources:
+            mem_mb=3000,
+            runtime=30,
+        params:
+            options=options("rsa", "noise_normalisation", "min_voxels", "average_by"),
+            code=code_version("compute_rdms"),
+        script:
+            "../workflow/compute_rdms.py"
+
+
+rule compute_model_rdms:
+    """Compute the RDMs of one model's layers."""
+    input:
+        features=ancient(features_store()),
+        features_manifest=manifest_of(features_store()),
+    output:
+        store=directory(model_rdms_store()),
+        manifest=manifest_of(model_rdms_store()),
+    log:
+        log_of("compute_model_rdms", "model-{model}"),
+    benchmark:
+        benchmark_of("compute_model_rdms", "model-{model}")
+    conda:
+        "../envs/rsa.yaml"
+    threads: 1
+    resources:
+        mem_mb=3000,
+        runtime=30,
+    params:
+        options=options("rsa", "model_measure"),
+        code=code_version("compute_model_rdms"),
+    script:
+        "../workflow/compute_model_rdms.py"
+
+
+rule compare_rdms:
+    """Compare all subjects' RDMs with the models', with noise ceilings and inference."""
+    input:
+        rdms=ancient(task_rdms),
+        rdm_manifests=task_rdm_manifests,
+        model_rdms=ancient(all_model_rdms()),
+        model_manifests=manifests_of(all_model_rdms()),
+    output:
+        store=directory(scores_store()),
+        manifest=manifest_of(scores_store()),
+    log:
+        log_of("compare_rdms", "task-{task}", "measure-{measure}"),
+    benchmark:
+        benchmark_of("compare_rdms", "task-{task}", "measure-{measure}")
+    conda:
+        "../envs/rsa.yaml"
+    threads: 2
+    resources:
+        mem_mb=3000,
+        runtime=60,
+    params:
+        options=options("rsa", "comparisons", "bootstrap", "correction"),
+        seed=SEED,
+        code=code_version("compare_rdms"),
+    script:
+        "../workflow/compare_rdms.py"
+
+
+rule map_searchlight:
+    """Compare RDMs with the models' around every voxel of one subject."""
+    input:
+        betas=ancient(betas_store()),
+        betas_manifest=manifest_of(betas_store()),
+        model_rdms=ancient(all_model_rdms()),
+        model_manifests=manifests_of(all_model_rdms()),
+    output:
+        store=directory(searchlight_store()),
+        manifest=manifest_of(searchlight_store()),
+        maps=directory(f"{RESULTS}/searchlight/sub-{{subject}}_task-{{task}}_maps"),
+    log:
+        log_of("map_searchlight", "sub-{subject}", "task-{task}"),
+    benchmark:
+        benchmark_of("map_searchlight", "sub-{subject}", "task-{task}")
+    conda:
+        "../envs/rsa.yaml"
+    threads: 1
+    resources:
+        mem_mb=3000,
+        runtime=240,
+    params:
+        options=options("searchlight"),
+        code=code_version("map_searchlight"),
+    script:
+        "../workflow/map_searchlight.py"
+
+
+rule combine_searchlights:
+    """Combine the searchlight maps of all subjects."""
+    input:
+        stores=ancient(task_searchlights),
+        manifests=task_searchlight_manifests,
+    output:
+        store=directory(searchlight_group_store()),
+        manifest=manifest_of(searchlight_group_store()),
+        maps=directory(f"{RESULTS}/searchlight/task-{{task}}_maps"),
+    log:
+        log_of("combine_searchlights", "task-{task}"),
+    benchmark:
+        benchmark_of("combine_searchlights", "task-{task}")
+    conda:
+        "../envs/rsa.yaml"
+    threads: 1
+    resources:
+        mem_mb=3000,
+        runtime=60,
+    params:
+        seed=SEED,
+        code=code_version("combine_searchlights"),
+    script:
+        "../workflow/combine_searchlights.py"

@@ -1,0 +1,52 @@
+rule identify_regions:
+    """Identify held-out subjects' regions by geometry and by topology."""
+    input:
+        rdms=ancient(task_rdms),
+        rdm_manifests=task_rdm_manifests,
+    output:
+        store=directory(identification_store()),
+        manifest=manifest_of(identification_store()),
+    log:
+        log_of("identify_regions", "task-{task}", "measure-{measure}"),
+    benchmark:
+        benchmark_of("identify_regions", "task-{task}", "measure-{measure}")
+    conda:
+        "../envs/rsa.yaml"
+    threads: 2
+    resources:
+        mem_mb=3000,
+        runtime=120,
+    params:
+        options=options("trsa"),
+        seed=SEED,
+        code=code_version("identify_regions"),
+    script:
+        "../workflow/identify_regions.py"
+
+
+rule compare_topology:
+    """Compare the brain's geo-topological statistics with the models'."""
+    input:
+        rdms=ancient(task_rdms),
+        rdm_manifests=task_rdm_manifests,
+        model_rdms=ancient(all_model_rdms()),
+        model_manifests=manifests_of(all_model_rdms()),
+    output:
+        store=directory(topology_store()),
+        manifest=manifest_of(topology_store()),
+    log:
+        log_of("compare_topology", "task-{task}", "measure-{measure}"),
+    benchmark:
+        benchmark_of("compare_topology", "task-{task}", "measure-{measure}")
+    conda:
+        "../envs/rsa.yaml"
+    threads: 2
+    resources:
+        mem_mb=3000,
+        runtime=120,
+    params:
+        options=options("trsa"),
+        seed=SEED,
+        code=code_version("compare_topology"),
+    script:
+        "../workflow/compare_topology.py"
