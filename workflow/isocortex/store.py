@@ -97,7 +97,7 @@ SPECS: dict[str, Spec] = {
             "tsnr": Array(
                 ("voxel",), "f4", "mean over SD of the time series without drift, mean over runs"
             ),
-            "hrf_index": Array(("voxel",), "i2", "which haemodynamic response was used, -1 unknown"),
+            "hrf_index": Array(("voxel",), "i2", "haemodynamic response that was used, -1 unknown"),
             "residual": Array(("time", "voxel"), "f4", "GLM residual, percent signal change"),
             "design": Array(("volume", "regressor"), "f4", "design matrix of the first run"),
             "regressor": Array(("regressor",), "str", "name of the regressor"),
@@ -188,6 +188,11 @@ SPECS: dict[str, Spec] = {
         arrays={
             "mean": Array(("predictor", "voxel"), "f4", "mean score over subjects"),
             "t": Array(("predictor", "voxel"), "f4", "t over subjects of Fisher z"),
+            "p_corrected": Array(
+                ("predictor", "voxel"),
+                "f4",
+                "p-value corrected over centres by sign flips, NaN below 5 subjects",
+            ),
             "n_subjects": Array(("voxel",), "i4", "subjects with a score at the centre"),
             **_PREDICTOR,
             **_GEOMETRY,
@@ -200,12 +205,20 @@ SPECS: dict[str, Spec] = {
             "accuracy": Array(("statistic",), "f8", "share of regions identified"),
             "accuracy_low": Array(("statistic",), "f8", "lower end of the interval"),
             "accuracy_high": Array(("statistic",), "f8", "upper end of the interval"),
-            "p": Array(("statistic",), "f8", "p-value against chance"),
+            "p": Array(("statistic",), "f8", "p-value against chance, by permutation"),
+            "p_corrected": Array(
+                ("statistic",), "f8", "p-value corrected for all statistics (largest accuracy)"
+            ),
+            "gain": Array(("statistic",), "f8", "accuracy less that of the rank RDM"),
+            "gain_low": Array(("statistic",), "f8", "lower end of the gain's interval"),
+            "gain_high": Array(("statistic",), "f8", "upper end of the gain's interval"),
             "accuracy_subject": Array(("statistic", "subject"), "f8", "share in one subject"),
             "confusion": Array(
                 ("statistic", "region", "predicted"), "i4", "count of region taken for predicted"
             ),
             "ratio": Array(("statistic",), "f8", "within- over across-region distance"),
+            "n_pairs": Array(("statistic",), "i4", "pairs of stimuli that were used"),
+            "chosen": Array(("subject",), "str", "threshold pair that the others chose"),
             "family": Array(("statistic",), "str", "family of the threshold pair"),
             "lower": Array(("statistic",), "f8", "l"),
             "upper": Array(("statistic",), "f8", "u"),
@@ -214,7 +227,17 @@ SPECS: dict[str, Spec] = {
             "predicted": Array(("predicted",), "str", "predicted region"),
             "subject": Array(("subject",), "str", "held-out subject"),
         },
-        attrs=("scale", "threshold", "pool", "geodesic", "chance", "measure", "task"),
+        attrs=(
+            "scale",
+            "threshold",
+            "pool",
+            "geodesic",
+            "chance",
+            "measure",
+            "task",
+            "flag",
+            "regions_left_out",
+        ),
     ),
     "topology": Spec(
         doc="Agreement of brain and model geo-topological statistics",
@@ -230,7 +253,14 @@ SPECS: dict[str, Spec] = {
                 ("statistic", "predictor", "region"), "f8", "upper end of the interval"
             ),
             "p": Array(("statistic", "predictor", "region"), "f8", "p-value against 0"),
+            "p_corrected": Array(
+                ("statistic", "predictor", "region"), "f8", "p-value corrected within a statistic"
+            ),
+            "n_pairs": Array(("statistic",), "i4", "pairs of stimuli that were used"),
             "best_predictor": Array(("statistic", "region"), "str", "best model/layer"),
+            "family": Array(("statistic",), "str", "family of the threshold pair"),
+            "lower": Array(("statistic",), "f8", "l"),
+            "upper": Array(("statistic",), "f8", "u"),
             "statistic": Array(("statistic",), "str", "summary statistic"),
             "region": Array(("region",), "str", "name of the region"),
             "subject": Array(("subject",), "str", "subject label"),
