@@ -1,0 +1,205 @@
+"""Comparison, ceilings, bootstraps and p-values against rsatoolbox, closed forms and their null."""
+
+import numpy as np
+import pytest
+from rsatoolbox.inference import boot_noise_ceiling
+from rsatoolbox.rdm import RDMs, compare
+from rsatoolbox.util.inference_util import _dual_bootstrap
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from isocortex.rsa import (
+    COMPARISONS,
+    bootstrap_counts,
+    bootstrap_scores,
+    correct_p,
+    correlate,
+    dual_bootstrap_variance,
+    noise_ceiling,
+    pair_weights,
+    score_statistics,
+)
+
+PEER = {"pearson": "corr", "spearman": "spearman", "corr_cov": "corr_cov", "rho_a": "rho-a"}
+N = 11
+PAIRS = N * (N - 1) // 2
+
+
+def _data(kind):
+    """Two sets of RDMs: plain, with ties, or with pairs missing."""
+    rng = np.random.default_rng(10)
+    a, b = rng.random((3, PAIRS)), rng.random((4, PAIRS))
+    if kind == "tied":
+        a, b = np.round(a, 1), np.round(b, 1)
+    if kind == "missing":
+        a[:, [4, 20]] = np.nan
+        b[:, [4, 20]] = np.nan
+    return a, b
+
+
+@pytest.mark.parametrize("kind", ["plain", "tied", "missing"])
+@pytest.mark.parametrize("comparison", COMPARISONS)
+def test_scores_equal_rsatoolbox(comparison, kind):
+    a, b = _data(kind)
+    ours = correlate(a, b, comparison=comparison)
+    np.testing.assert_allclose(ours, compare(RDMs(a), RDMs(b), PEER[comparison]), atol=1e-8)
+
+
+def test_missing_pairs_of_one_rdm_are_left_out_of_all():
+    a, b = _data("plain")
+    with_gap = a.copy()
+    with_gap[0, 7] = np.nan
+    keep = np.arange(PAIRS) != 7
+    wanted = np.corrcoef(np.r_[a[:, keep], b[:, keep]])[:3, 3:]
+    np.testing.assert_allclose(correlate(with_gap, b), wanted, atol=1e-12)
+
+
+def test_constant_rdm_has_no_score():
+    a, b = _data("plain")
+    a[1] = 0.3
+    for comparison in ("pearson", "spearman", "corr_cov"):
+        scores = correlate(a, b, comparison=comparison)
+        assert np.isnan(scores[1]).all()
+        assert np.isfinite(scores[[0, 2]]).all()
+
+
+def test_whitened_correlation_of_distances_is_linear_cka():
+    """Of squared Euclidean distances corr_cov's double-centred part is the kernels' (Kornblith)."""
+    rng = np.random.default_rng(11)
+    x, y = rng.standard_normal((2, N, 40))
+    i, j = np.triu_indices(N, 1)
+    dx = ((x[i] - x[j]) ** 2).sum(axis=1)
+    dy = ((y[i] - y[j]) ** 2).sum(axis=1)
+    centre = np.eye(N) - 1.0 / N
+    # Taking off an RDM's mean takes a multiple of the centring matrix off its kernel.
+    kernels = []
+    for d, features in ((dx, x), (dy, y)):
+        kernel = centre @ features @ features.T @ centre
+        kernels.append(kernel - d.mean() / 2 * centre)
+    wanted = np.sum(kernels[0] * kernels[1]) / np.prod([np.linalg.norm(k) for k in kernels])
+    assert correlate(dx[None], dy[None], comparison="corr_cov")[0, 0] == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("kind", ["plain", "tied", "missing"])
+@pytest.mark.parametrize("comparison", COMPARISONS)
+def test_noise_ceilings_equal_rsatoolbox(comparison, kind):
+    rng = np.random.default_rng(12)
+    vectors = _data(kind)[1] + (0 if kind == "tied" else 0.5 * rng.random(PAIRS))
+    peer = boot_noise_ceiling(RDMs(vectors), method=PEER[comparison])
+    np.testing.assert_allclose(noise_ceiling(vectors, comparison=comparison), peer, atol=1e-8)
+
+
+def test_one_subject_has_no_ceiling():
+    assert np.isnan(noise_ceiling(np.random.default_rng(0).random((1, PAIRS)))).all()
+
+
+@pytest.mark.parametrize("kind", ["plain", "tied", "missing"])
+@pytest.mark.parametrize("comparison", COMPARISONS)
+def test_weighted_bootstrap_equals_repeated_rows(comparison, kind):
+    """The proof: weights c_i c_j give the scores of RDMs with rows and columns repeated."""
+    a, b = _data(kind)
+    counts = bootstrap_counts(N, 15, rng=np.random.default_rng(13))
+    ours = np.concatenate([s for _, s in bootstrap_scores(a, b, counts, comparison=comparison)])
+    for row, scores in zip(counts, ours):
+        drawn = np.repeat(np.arange(N), row)
+        x, y = (RDMs(v).subsample_pattern("index", drawn) for v in (a, b))
+        np.testing.assert_allclose(scores, compare(x, y, PEER[comparison]), atol=1e-8)
+
+
+@pytest.mark.parametrize("comparison", COMPARISONS)
+def test_every_stimulus_once_gives_the_plain_score(comparison):
+    for kind in ("plain", "missing"):
+        a, b = _data(kind)
+        _, scores = next(bootstrap_scores(a, b, np.ones((1, N), int), comparison=comparison))
+        wanted = correlate(a, b, comparison=comparison)
+        np.testing.assert_allclose(scores[0], wanted, atol=1e-12)
+
+
+def test_samples_of_three_stimuli_have_no_score():
+    a, b = _data("plain")
+    counts = np.zeros((2, N), int)
+    counts[0, :3] = [4, 4, 3]
+    counts[1, :4] = [3, 3, 3, 2]
+    _, scores = next(bootstrap_scores(a, b, counts))
+    assert np.isnan(scores[0]).all()
+    assert np.isfinite(scores[1]).all()
+
+
+def test_counts_and_weights():
+    counts = bootstrap_counts(6, 50, rng=np.random.default_rng(3))
+    drawn = np.random.default_rng(3).integers(0, 6, size=(50, 6))
+    np.testing.assert_array_equal(counts[7], np.bincount(drawn[7], minlength=6))
+    assert (counts.sum(axis=1) == 6).all()
+    copies = counts * (counts - 1) / 2
+    np.testing.assert_array_equal(pair_weights(counts).sum(axis=1), 15 - copies.sum(axis=1))
+
+
+def test_dual_bootstrap_variance_equals_rsatoolbox():
+    variances = np.random.default_rng(14).random((3, 40))
+    variances[0] *= 2
+    peer = _dual_bootstrap(variances, n_rdm=7, n_pattern=30)
+    ours = dual_bootstrap_variance(*variances, n_subjects=7, n_stimuli=30)
+    np.testing.assert_allclose(ours, peer, atol=1e-12)
+
+
+@pytest.mark.parametrize(("ours", "peer"), [("holm", "holm"), ("fdr", "fdr_bh")])
+def test_corrections_equal_statsmodels(ours, peer):
+    p = np.random.default_rng(15).random((4, 6)) ** 3
+    p[2, 1] = np.nan
+    corrected = correct_p(p, correction=ours)
+    assert np.isnan(corrected[2, 1])
+    tested = np.isfinite(p)
+    np.testing.assert_allclose(corrected[tested], multipletests(p[tested], method=peer)[1])
+    np.testing.assert_array_equal(correct_p(p, correction="none"), p)
+
+
+def _binomial_interval(n, level=0.05):
+    return stats.binom.ppf([0.005, 0.995], n, level) / n
+
+
+def _null_study(rng, *, n_subjects, n_stimuli, shared):
+    """RDMs of noise, with a part that subjects share (``both``) or none, and one random model."""
+    pairs = np.triu_indices(n_stimuli, 1)
+
+    def rdm(patterns):
+        return ((patterns[pairs[0]] - patterns[pairs[1]]) ** 2).sum(axis=1)
+
+    common = shared * rng.standard_normal((n_stimuli, 30))
+    brain = [rdm(common + rng.standard_normal((n_stimuli, 30))) for _ in range(n_subjects)]
+    return np.array(brain), rdm(rng.standard_normal((n_stimuli, 30)))[None]
+
+
+@pytest.mark.parametrize("over", ["subjects", "both"])
+def test_false_positive_rate(over):
+    """P(p < .05) under the null lies in its binomial 99% interval (both: at most its upper end).
+
+    ``subjects``: subjects are drawn anew and share nothing, the stimuli are fixed. ``both``: they
+    share a random geometry, which the bootstrap of subjects alone would take for an effect.
+    """
+    rng = np.random.default_rng(16)
+    studies, hits = 600, 0
+    for k in range(studies):
+        brain, model = _null_study(
+            rng, n_subjects=8, n_stimuli=20, shared=1.0 if over == "both" else 0.0
+        )
+        result = score_statistics(
+            brain[:, None], model, comparison="pearson", over=over, samples=200, seed=k
+        )
+        hits += result["p"][0, 0] < 0.05
+    low, high = _binomial_interval(studies)
+    assert hits / studies <= high
+    if over == "subjects":
+        assert hits / studies >= low
+
+
+def test_power_at_one_effect_size():
+    rng = np.random.default_rng(17)
+    found = 0
+    for k in range(60):
+        brain, model = _null_study(rng, n_subjects=8, n_stimuli=20, shared=0.0)
+        brain = brain + 0.5 * model
+        result = score_statistics(
+            brain[:, None], model, comparison="pearson", over="both", samples=200, seed=k
+        )
+        found += result["p"][0, 0] < 0.05
+    assert found / 60 > 0.8

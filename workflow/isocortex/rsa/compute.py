@@ -1,0 +1,381 @@
+"""RDM stores: of a subject's regions from betas, of a model's layers from features."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from isocortex import parallel, store
+from isocortex.bids import read_table
+from isocortex.errors import InputError
+from isocortex.rsa import noise as noise_models
+from isocortex.rsa.dissimilarity import (
+    MEASURES,
+    constant_patterns,
+    correlation_distance,
+    crossnobis_distance,
+    euclidean_distance,
+    mean_patterns,
+)
+from isocortex.rsa.rdms import MINIMUM_STIMULI, pair_labels, to_vectors
+
+logger = logging.getLogger(__name__)
+
+AVERAGES = ("stimulus", "condition")
+NOISE_SOURCES = ("residuals", "betas", "none")
+_MODEL_BLOCK = 1 << 16
+
+
+def compute_rdms(
+    *,
+    betas: str | Path,
+    regions: str | Path,
+    region_labels: str | Path,
+    out: str | Path,
+    measure: str,
+    average_by: str = "stimulus",
+    min_voxels: int = 10,
+    noise: Mapping[str, str] | None = None,
+    code: str = "",
+    threads: int = 1,
+) -> Path:
+    """Compute the RDM of every region of one subject and write the ``rdms`` store.
+
+    Parameters
+    ----------
+    betas
+        ``betas`` store.
+    regions
+        NIfTI of integer labels on the grid of the betas.
+    region_labels
+        Table with columns ``index`` and ``name``.
+    out
+        The store to write.
+    measure
+        ``correlation`` (1 - Pearson r) or ``euclidean`` (squared, over the number of voxels)
+        between the mean patterns of stimuli over runs, or ``crossnobis`` (cross-validated over
+        runs, in units of the noise).
+    average_by
+        ``stimulus`` or ``condition``: what a row of the RDM is.
+    min_voxels
+        A region must have at least as many usable voxels.
+    noise
+        For crossnobis: ``source`` (``residuals`` of the GLM, ``betas`` around their stimulus
+        means, or ``none``) and ``shrinkage`` (`isocortex.rsa.noise.SHRINKAGES`).
+
+    Returns
+    -------
+    pathlib.Path
+        The manifest.
+
+    Raises
+    ------
+    InputError
+        Where grids differ, a region has too few voxels, a pattern is constant, or crossnobis
+        lacks runs or residuals.
+    """
+    if measure not in MEASURES:
+        raise InputError(f"rsa.measures: {measure!r} is not one of {', '.join(MEASURES)}")
+    opened = store.open(betas, "betas")
+    subject = str(opened.attrs["subject"])
+    where = f"{betas} (sub-{subject})"
+    labels = row_labels(opened, average_by, where=where)
+    runs = [str(run) for run in opened["run"].values]
+    names, member = _voxels_of_regions(opened, regions, region_labels, where=where)
+    settings = {"source": "residuals", "shrinkage": "shrinkage_diag", **(noise or {})}
+    source = settings["source"] if measure == "crossnobis" else "none"
+    if measure == "crossnobis":
+        _check_crossnobis(opened, labels, runs, source, where=where)
+
+    used = np.flatnonzero(member.any(axis=0))
+    beta = opened["beta"][:, used].values
+    residual = opened["residual"][:, used].values if source == "residuals" else None
+    usable = usable_voxels(beta)
+    if residual is not None:
+        usable &= np.isfinite(residual).all(axis=0) & (residual.std(axis=0) > 0)
+    dof = opened.attrs.get("degrees_of_freedom")
+    dof = int(dof) if isinstance(dof, int | float) and dof > 0 else None
+
+    def region_rdm(name: str, inside: np.ndarray) -> np.ndarray:
+        columns = np.flatnonzero(inside & usable)
+        if len(columns) < min_voxels:
+            raise InputError(
+                f"region {name} has {len(columns)} usable voxels in {where}, fewer than "
+                f"rsa.min_voxels = {min_voxels}: lower it or take the region out of the atlas"
+            )
+        patterns = np.asarray(beta[:, columns], dtype=np.float64)
+        if measure != "crossnobis":
+            means, stimuli, _ = mean_patterns(patterns, labels)
+            flat = constant_patterns(means)
+            if measure == "correlation" and flat.any():
+                bad = [s for s, constant in zip(stimuli, flat) if constant]
+                raise InputError(
+                    f"the pattern of {bad[0]} is constant over region {name} in {where}: no "
+                    "correlation is defined; use the measure euclidean or leave the stimulus out"
+                )
+            distance = correlation_distance if measure == "correlation" else euclidean_distance
+            return distance(means)
+        if source != "none":
+            if residual is not None:
+                samples, freedom = residual[:, columns], dof
+            else:
+                means, stimuli, _ = mean_patterns(patterns, labels)
+                row = {s: k for k, s in enumerate(stimuli)}
+                samples = patterns - means[[row[label] for label in labels]]
+                freedom = len(labels) - len(stimuli)
+            sigma = noise_models.covariance(
+                samples, method=settings["shrinkage"], degrees_of_freedom=freedom
+            )
+            try:
+                patterns = noise_models.whiten(patterns, sigma)
+            except np.linalg.LinAlgError as error:
+                raise InputError(
+                    f"the noise covariance of region {name} in {where} cannot be inverted: set "
+                    "rsa.noise.shrinkage to shrinkage_diag"
+                ) from error
+        return crossnobis_distance(patterns, labels, runs)[0]
+
+    import dask
+
+    with parallel.dask_workers(threads):
+        rdms = dask.compute(
+            *(
+                dask.delayed(region_rdm)(name, inside)
+                for name, inside in zip(names, member[:, used])
+            )
+        )
+    dissimilarity = np.array(rdms)
+    stimuli = sorted(set(labels))
+    missing = int(np.isnan(dissimilarity[0]).sum())
+    if missing:
+        logger.warning("%s: %d pairs have fewer than 2 runs in common", where, missing)
+    if missing == dissimilarity.shape[1]:
+        raise InputError(
+            f"no two stimuli share 2 runs in {where}: crossnobis is not possible; choose the "
+            "measure correlation"
+        )
+    dropped = {name: int((row & ~usable).sum()) for name, row in zip(names, member[:, used])}
+    for name, count in dropped.items():
+        if count:
+            logger.warning("%s: %d NaN or constant voxels of %s left out", where, count, name)
+    first, second = pair_labels(stimuli)
+    dataset = xr.Dataset(
+        {
+            "dissimilarity": (("region", "pair"), dissimilarity),
+        },
+        coords={
+            "region": ("region", np.array(names, dtype=object)),
+            "stimulus_i": ("pair", first),
+            "stimulus_j": ("pair", second),
+            "n_voxels": ("region", (member[:, used] & usable).sum(axis=1).astype(np.int32)),
+        },
+        attrs={
+            "subject": subject,
+            "task": opened.attrs["task"],
+            "measure": measure,
+            "noise_normalisation": "none"
+            if source == "none"
+            else f"{source}, {settings['shrinkage']}",
+            "cross_validation": "leave one run out" if measure == "crossnobis" else "none",
+            "n_voxels_dropped": dropped,
+            "n_pairs_missing": missing,
+            "n_runs": len(set(runs)),
+            "average_by": average_by,
+            "groups": json.dumps(_groups(opened, average_by), sort_keys=True),
+        },
+    )
+    return store.write(
+        dataset, out, spec="rdms", sources=[betas, regions, region_labels], code=code
+    )
+
+
+def row_labels(betas: xr.Dataset, average_by: str, *, where: str) -> list[str]:
+    """Return the label that each trial has in the RDM, checked.
+
+    Parameters
+    ----------
+    betas
+        ``betas`` store.
+    average_by
+        ``stimulus`` or ``condition``.
+    where
+        File and subject, for the error.
+    """
+    if average_by not in AVERAGES:
+        raise InputError(f"rsa.average_by: {average_by!r} is not one of {', '.join(AVERAGES)}")
+    labels = [str(label) for label in betas[average_by].values]
+    empty = sum(label in ("", "n/a") for label in labels)
+    if empty:
+        raise InputError(
+            f"{empty} trials in {where} have no {average_by}: fill the column in events.tsv or "
+            f"set rsa.average_by to {AVERAGES[average_by == 'stimulus']}"
+        )
+    if len(set(labels)) < MINIMUM_STIMULI:
+        raise InputError(
+            f"{where} has {len(set(labels))} different values of {average_by}: RDMs need at "
+            f"least {MINIMUM_STIMULI}; set rsa.average_by to "
+            f"{AVERAGES[average_by == 'stimulus']} or add stimuli"
+        )
+    return labels
+
+
+def usable_voxels(beta: np.ndarray) -> np.ndarray:
+    """Return which columns of (n_trials, n_voxels) are finite and not constant."""
+    finite = np.isfinite(beta).all(axis=0)
+    return finite & (np.where(finite, beta, 0.0).std(axis=0) > 0)
+
+
+def _groups(betas: xr.Dataset, average_by: str) -> dict[str, list[str]]:
+    """Return the stimuli of each condition where rows are conditions."""
+    if average_by == "stimulus":
+        return {}
+    members: dict[str, set[str]] = {}
+    for condition, stimulus in zip(betas["condition"].values, betas["stimulus"].values):
+        members.setdefault(str(condition), set()).add(str(stimulus))
+    return {name: sorted(found) for name, found in sorted(members.items())}
+
+
+def _check_crossnobis(
+    betas: xr.Dataset, labels: Sequence[str], runs: Sequence[str], source: str, *, where: str
+) -> None:
+    """Raise `InputError` where crossnobis is impossible, with what to choose instead."""
+    if len(set(runs)) < 2:
+        raise InputError(
+            f"{where} has one run: crossnobis needs two or more; choose correlation in rsa.measures"
+        )
+    if source not in NOISE_SOURCES:
+        raise InputError(f"rsa.noise.source: {source!r} is not one of {', '.join(NOISE_SOURCES)}")
+    if source == "residuals" and not betas.sizes.get("time"):
+        raise InputError(f"{where} holds no GLM residuals: set rsa.noise.source to betas or none")
+    if source == "betas" and len(labels) <= len(set(labels)):
+        raise InputError(
+            f"no stimulus is repeated in {where}: set rsa.noise.source to residuals or none"
+        )
+
+
+def _voxels_of_regions(
+    betas: xr.Dataset, regions: str | Path, region_labels: str | Path, *, where: str
+) -> tuple[list[str], np.ndarray]:
+    """Return the regions' names and which voxels each has: bool, (n_regions, n_voxels)."""
+    import nibabel as nib
+
+    image = nib.load(regions)
+    shape = tuple(int(n) for n in betas.attrs["shape"])
+    if image.shape[:3] != shape or not np.allclose(image.affine, betas.attrs["affine"], atol=1e-3):
+        raise InputError(
+            f"{regions} is not on the grid of {where}: resample the atlas to its affine and shape"
+        )
+    volume = np.asarray(image.dataobj).reshape(shape)
+    label = volume[betas["i"].values, betas["j"].values, betas["k"].values]
+    rows = read_table(region_labels)
+    if not rows or not {"index", "name"} <= set(rows[0]):
+        raise InputError(f"{region_labels} lacks columns index and name: add them")
+    names = [str(row["name"]) for row in rows]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{region_labels} names region {twice} twice: give each its own name")
+    member = np.array([np.rint(label) == int(float(row["index"])) for row in rows])
+    return names, member
+
+
+def compute_model_rdms(
+    *,
+    features: str | Path,
+    out: str | Path,
+    model_measure: str = "correlation",
+    code: str = "",
+    threads: int = 1,
+) -> Path:
+    """Compute the RDM of every layer of a model and write the ``model_rdms`` store.
+
+    Parameters
+    ----------
+    features
+        ``features`` store.
+    out
+        The store to write.
+    model_measure
+        ``correlation`` (1 - Pearson r over units) or ``euclidean`` (squared, over the number of
+        units).
+
+    Raises
+    ------
+    InputError
+        Where features are not finite, or a stimulus' features are constant.
+    """
+    if model_measure not in ("correlation", "euclidean"):
+        raise InputError(
+            f"rsa.model_measure: {model_measure!r} is not one of correlation, euclidean"
+        )
+    layers = store.groups(features)
+    stimuli: list[str] = []
+    rows = []
+    model = ""
+    with parallel.dask_workers(threads):
+        for layer in layers:
+            opened = store.open(features, "features", group=layer)
+            model = str(opened.attrs["model"])
+            names = [str(s) for s in opened["stimulus"].values]
+            order = np.argsort(np.array(names), kind="stable")
+            ordered = [names[k] for k in order]
+            if len(set(ordered)) < len(ordered):
+                raise InputError(f"{features}: layer {layer} has a stimulus twice: extract again")
+            if stimuli and ordered != stimuli:
+                raise InputError(
+                    f"{features}: layer {layer} has other stimuli than {layers[0]}: extract again"
+                )
+            stimuli = ordered
+            activation = opened["activation"].values.reshape(len(names), -1)[order]
+            rows.append(
+                _feature_rdm(activation, stimuli, model_measure, where=f"{features} ({layer})")
+            )
+    first, second = pair_labels(stimuli)
+    dataset = xr.Dataset(
+        {"dissimilarity": (("layer", "pair"), np.array(rows))},
+        coords={
+            "layer": ("layer", np.array(layers, dtype=object)),
+            "stimulus_i": ("pair", first),
+            "stimulus_j": ("pair", second),
+        },
+        attrs={"model": model, "measure": model_measure},
+    )
+    return store.write(dataset, out, spec="model_rdms", sources=[features], code=code)
+
+
+def _feature_rdm(
+    activation: np.ndarray, stimuli: Sequence[str], measure: str, *, where: str
+) -> np.ndarray:
+    """Return the RDM of (n_stimuli, n_units), in blocks of units so that no copy is made."""
+    n, n_units = activation.shape
+    finite = np.isfinite(activation).all(axis=1)
+    if not finite.all():
+        raise InputError(
+            f"{where}: features of {stimuli[int(np.argmin(finite))]} are not finite: check the "
+            "image and the model's weights"
+        )
+    blocks = [slice(s, s + _MODEL_BLOCK) for s in range(0, n_units, _MODEL_BLOCK)]
+    kernel = np.zeros((n, n))
+    if measure == "euclidean":
+        for block in blocks:
+            x = activation[:, block].astype(np.float64)
+            x -= x.mean(axis=0)
+            kernel += x @ x.T
+        own = np.diag(kernel)
+        return to_vectors(own[:, None] + own[None, :] - 2 * kernel) / n_units
+    mean = activation.mean(axis=1, dtype=np.float64)[:, None]
+    for block in blocks:
+        x = activation[:, block].astype(np.float64) - mean
+        kernel += x @ x.T
+    norm = np.sqrt(np.diag(kernel))
+    flat = norm <= 1e-7 * np.sqrt(n_units) * np.maximum(np.abs(activation).max(axis=1), 1e-30)
+    if flat.any():
+        raise InputError(
+            f"{where}: features of {stimuli[int(np.argmax(flat))]} are constant, no correlation "
+            "is defined: set rsa.model_measure to euclidean or leave the layer out"
+        )
+    return 1.0 - to_vectors(kernel / np.outer(norm, norm))
