@@ -364,8 +364,8 @@ def _check_rank(design: Design) -> None:
         f"other regressors ({n_regressors} in all) for {n_volumes} volumes"
     )
     remedy = (
-        "set glm.trials to block or condition, use fewer glm.confound_columns, or raise the period of "
-        "the drift (lower glm.high_pass)"
+        "set glm.trials to block or condition, use fewer glm.confound_columns, or lower "
+        "glm.high_pass"
     )
     if n_regressors >= n_volumes:
         raise InputError(f"more regressors than the data can tell apart: {counts}: {remedy}")
@@ -375,7 +375,14 @@ def _check_rank(design: Design) -> None:
     rank = int((values > _RANK_TOLERANCE * values[0]).sum())
     if rank < n_regressors:
         _, _, order = scipy.linalg.qr(matrix, mode="economic", pivoting=True)
-        guilty = [design.names[k] for k in sorted(order[rank:])]
+        onsets = {
+            int(column): trial.onset
+            for column, trial in zip(design.trial_columns, design.trials, strict=True)
+        }
+        guilty = [
+            f"the trial at {onsets[k]:g} s" if k in onsets else design.names[k]
+            for k in sorted(int(column) for column in order[rank:])
+        ]
         more = f" and {len(guilty) - 5} more" if len(guilty) > 5 else ""
         raise InputError(
             f"the design has rank {rank} only, {', '.join(guilty[:5])}{more} repeat others: "

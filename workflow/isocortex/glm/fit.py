@@ -257,8 +257,8 @@ def _prepare_runs(
         )
     if not confounds and confound_columns != "none" and list(confound_columns) != []:
         raise InputError(
-            f"glm.confound_columns asks for {confound_columns} but there is no confounds table beside "
-            f"{bold[0]}: add the tables or set it to none"
+            f"glm.confound_columns asks for {confound_columns} but there is no confounds "
+            f"table beside {bold[0]}: add the tables or set it to none"
         )
     prepared: list[Run] = []
     conditions: set[str] = set()

@@ -38,9 +38,7 @@ def open_image(path: str | Path, *, n_dims: int) -> nib.spatialimages.SpatialIma
         image = nib.load(path, keep_file_open=True)
         shape = image.shape
     except _DAMAGE as error:
-        raise InputError(
-            f"{path} is no readable NIfTI image ({_line(error)}): restore it"
-        ) from None
+        raise InputError(f"{path} is no readable NIfTI ({_line(error)}): restore it") from None
     if len(shape) == 4 and n_dims == 3 and shape[3] == 1:
         return nib.funcs.squeeze_image(image)
     if len(shape) != n_dims:
