@@ -1,0 +1,27 @@
+"""From stimuli to model features: architectures, layers in one pass, one store a model."""
+
+from isocortex.features.architectures import (
+    Architecture,
+    build_architecture,
+    default_layers,
+    import_torchvision,
+    weights_digest,
+)
+from isocortex.features.extract import extract_features, layer_activations
+from isocortex.features.filters import GaborEnergy, Pixels
+from isocortex.features.images import load_images
+from isocortex.features.resnet20 import ResNet20
+
+__all__ = [
+    "Architecture",
+    "GaborEnergy",
+    "Pixels",
+    "ResNet20",
+    "build_architecture",
+    "default_layers",
+    "extract_features",
+    "import_torchvision",
+    "layer_activations",
+    "load_images",
+    "weights_digest",
+]

@@ -1,0 +1,337 @@
+"""Models by name: built in, torchvision, timm, transformers; from the hub, a file or a seed."""
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from isocortex.errors import InputError
+from isocortex.features.filters import GaborEnergy, Pixels
+from isocortex.features.resnet20 import ResNet20
+
+logger = logging.getLogger(__name__)
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_KEPT_LIBRARIES: list[Any] = []  # operator schemas live as long as the object that defined them
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model in evaluation mode and what its input has to be.
+
+    Parameters
+    ----------
+    module
+        The network.
+    image_size
+        Side of its input, pixels.
+    mean, std
+        The normalisation of red, green and blue that it was made for.
+    layers
+        Names of the submodules that are read when the config names none.
+    fit, resampling
+        How images are brought to that size, see `load_images`.
+    """
+
+    module: nn.Module
+    image_size: int
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    layers: tuple[str, ...] = ()
+    fit: str = "crop"
+    resampling: str = "bicubic"
+
+
+def import_torchvision() -> ModuleType:
+    """Import torchvision, also where its compiled operators do not fit the installed torch.
+
+    Notes
+    -----
+    torchvision's wheel from PyPI is linked against CUDA. Beside a CPU-only torch its library
+    cannot be loaded, and the import then fails with "operator torchvision::nms does not exist",
+    because torchvision describes the output shapes of two operators without asking whether they
+    are there. Declaring these two lets the import pass. The architectures, pure torch, work; box
+    operators of detection models raise when called. timm and transformers import torchvision,
+    so call this before either.
+    """
+    found = importlib.util.find_spec("torchvision")
+    if found is None or not found.submodule_search_locations:
+        raise ModuleNotFoundError("torchvision is not installed: install requirements.txt")
+    if not _KEPT_LIBRARIES and not hasattr(torch.ops.torchvision, "nms"):
+        try:
+            torch.ops.load_library(str(Path(found.submodule_search_locations[0]) / "_C.so"))
+        except (OSError, ImportError):
+            library = torch.library.Library("torchvision", "DEF")
+            for name in ("nms", "qnms"):
+                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            _KEPT_LIBRARIES.append(library)
+            logger.info("torchvision without its compiled operators: they do not fit this torch")
+    return importlib.import_module("torchvision")
+
+
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 (hex) of all parameters and buffers: names, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        array = value.detach().cpu().contiguous()
+        digest.update(f"{name} {array.dtype} {tuple(array.shape)}\n".encode())
+        digest.update(array.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def default_layers(module: nn.Module) -> tuple[str, ...]:
+    """Names of a network's stages, for when the config names no layers.
+
+    `layer1`, `layer2` ... where the network has them (ResNets); otherwise the members of the
+    longest of its outermost lists of at least three modules (`features.*` of AlexNet and VGG,
+    `blocks.*`, `encoder.layers.*` or `layers.*` of transformers); otherwise its children.
+    """
+    children = [name for name, _ in module.named_children()]
+    stages = [name for name in children if name.startswith("layer") and name[5:].isdigit()]
+    if len(stages) > 1:
+        return tuple(stages)
+    lists = [
+        (name.count("."), -len(part), name, part)
+        for name, part in module.named_modules()
+        if isinstance(part, nn.ModuleList | nn.Sequential) and len(part) >= 3
+    ]
+    if lists:
+        _, _, name, part = min(lists, key=lambda entry: entry[:3])
+        return tuple(f"{name}.{child}" if name else child for child, _ in part.named_children())
+    return tuple(children)
+
+
+def _unknown(name: str, architecture: str, source: str, known: Sequence[str]) -> InputError:
+    small = {entry.lower(): entry for entry in known}
+    close = difflib.get_close_matches(architecture.lower(), small, n=3, cutoff=0.5)
+    hint = f"there are {len(known)}, see its documentation"
+    if close:
+        hint = f"did you mean {' or '.join(small[entry] for entry in close)}?"
+    return InputError(
+        f"unknown architecture {architecture!r} of {source} in "
+        f"features.models.{name}.architecture: {hint}"
+    )
+
+
+def _hub_error(name: str, architecture: str, error: Exception) -> InputError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+    return InputError(
+        f"weights of {architecture} cannot be had from the hub ({type(error).__name__}: {reason}) "
+        f"in features.models.{name}.weights: give the path of a checkpoint on disk instead of 'hub'"
+    )
+
+
+def _builtin(name: str, architecture: str, hub: bool, seed: int, size: int | None) -> Architecture:
+    makers = ("pixels", "gabor", "convnet", "resnet20-cifar")
+    if architecture not in makers:
+        raise _unknown(name, architecture, "builtin", makers)
+    if hub:
+        raise InputError(
+            f"builtin {architecture} has no weights on a hub in features.models.{name}.weights: "
+            "write 'none' or the path of a checkpoint"
+        )
+    if architecture == "pixels":
+        return Architecture(Pixels(), size or 32, layers=("rgb",))
+    if architecture == "gabor":
+        return Architecture(GaborEnergy(size=size or 128), size or 128, layers=("energy",))
+    if architecture == "resnet20-cifar":
+        layers = tuple(f"layer{stage}.{block}" for stage in (1, 2, 3) for block in (0, 1, 2))
+        return Architecture(
+            ResNet20(), size or 32, IMAGENET_MEAN, IMAGENET_STD, (*layers, "avgpool")
+        )
+    from isocortex.features.convnet import convnet
+
+    if size not in (None, 64):
+        raise InputError(
+            f"image_size {size} in features.models.{name}: convnet takes 64 pixels, leave it out"
+        )
+    layers = tuple(f"layer{number}" for number in range(1, 7))
+    return Architecture(convnet(seed=seed), 64, layers=layers, fit="stretch", resampling="bilinear")
+
+
+def _torchvision(
+    name: str, architecture: str, hub: bool, seed: int, size: int | None
+) -> Architecture:
+    models = import_torchvision().models
+    known = models.list_models(module=models)
+    if architecture not in known:
+        raise _unknown(name, architecture, "torchvision.models", known)
+    weights = models.get_model_weights(architecture).DEFAULT
+    try:
+        module = models.get_model(architecture, weights=weights if hub else None)
+    except (OSError, RuntimeError) as error:
+        if not hub:
+            raise
+        raise _hub_error(name, architecture, error) from error
+    transforms = weights.transforms()
+    return Architecture(
+        module, size or transforms.crop_size[0], tuple(transforms.mean), tuple(transforms.std)
+    )
+
+
+def _timm(name: str, architecture: str, hub: bool, seed: int, size: int | None) -> Architecture:
+    import_torchvision()
+    import timm
+
+    if not timm.is_model(architecture):
+        raise _unknown(name, architecture, "timm", timm.list_models())
+    try:
+        module = timm.create_model(architecture, pretrained=hub)
+    except Exception as error:
+        if not hub:
+            raise
+        raise _hub_error(name, architecture, error) from error
+    data = timm.data.resolve_model_data_config(module)
+    return Architecture(
+        module, size or data["input_size"][-1], tuple(data["mean"]), tuple(data["std"])
+    )
+
+
+def _transformers(
+    name: str, architecture: str, hub: bool, seed: int, size: int | None
+) -> Architecture:
+    import_torchvision()
+    import transformers
+
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    if hub:
+        try:
+            module = transformers.AutoModel.from_pretrained(architecture)
+            processor = transformers.AutoImageProcessor.from_pretrained(architecture)
+        except Exception as error:
+            raise _hub_error(name, architecture, error) from error
+        mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+    else:
+        kind = getattr(transformers, architecture, None)
+        if kind is None or getattr(kind, "config_class", None) is None:
+            known = [key for key in dir(transformers) if key.endswith("Model")]
+            raise _unknown(name, architecture, "transformers", known)
+        module = kind(kind.config_class())
+    vision = getattr(module, "vision_model", module)  # CLIP and its like: the image tower
+    own = getattr(vision.config, "image_size", None)
+    if getattr(vision, "main_input_name", "") != "pixel_values":
+        raise InputError(
+            f"{architecture} takes no images in features.models.{name}.architecture: "
+            "name a vision model"
+        )
+    return Architecture(vision, size or (own if isinstance(own, int) else 224), mean, std)
+
+
+_SOURCES = {
+    "builtin": _builtin,
+    "torchvision": _torchvision,
+    "timm": _timm,
+    "transformers": _transformers,
+}
+
+
+def _read_checkpoint(name: str, path: Path) -> Mapping[str, torch.Tensor]:
+    """Read a state dict, without its wrappings (`state_dict`, `model`, `module.`)."""
+    key = f"features.models.{name}.weights"
+    if not path.is_file():
+        raise InputError(f"no checkpoint {path} in {key}: write 'hub', 'none' or an existing file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0][:120]
+        raise InputError(
+            f"unreadable checkpoint {path} ({type(error).__name__}: {reason}) in {key}: "
+            "save the model's state_dict with torch.save or as safetensors"
+        ) from error
+    for wrapping in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(wrapping), Mapping):
+            state = state[wrapping]
+    if not isinstance(state, Mapping) or not all(torch.is_tensor(v) for v in state.values()):
+        raise InputError(f"{path} holds no state_dict in {key}: save model.state_dict()")
+    if state and all(entry.startswith("module.") for entry in state):
+        state = {entry.removeprefix("module."): value for entry, value in state.items()}
+    return state
+
+
+def _load_checkpoint(name: str, module: nn.Module, path: Path) -> None:
+    state = _read_checkpoint(name, path)
+    own = module.state_dict()
+    # Checkpoints from before this counter existed are complete without it: it only matters in
+    # training.
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in state if k not in own]
+    shapes = [k for k in state if k in own and state[k].shape != own[k].shape]
+    problems = [
+        f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for what, keys in (
+            ("missing", missing),
+            ("unknown", unexpected),
+            ("of another shape", shapes),
+        )
+        if keys
+    ]
+    if problems:
+        raise InputError(
+            f"checkpoint {path} does not fit the architecture, keys: {'; '.join(problems)} in "
+            f"features.models.{name}: name the architecture that it was saved from"
+        )
+    module.load_state_dict(state, strict=False)
+
+
+def build_architecture(
+    name: str,
+    *,
+    source: str = "builtin",
+    architecture: str,
+    weights: str = "none",
+    seed: int = 0,
+    image_size: int | None = None,
+) -> Architecture:
+    """Make a model ready for reading its layers.
+
+    Parameters
+    ----------
+    name
+        The model's key in the config, for messages.
+    source
+        `builtin`, `torchvision`, `timm` or `transformers`.
+    architecture
+        Its name there: `resnet18`, `vit_tiny_patch16_224`, `ViTModel`; on the transformers hub
+        the repository, `google/vit-base-patch16-224`; builtin `pixels`, `gabor`, `convnet`,
+        `resnet20-cifar`.
+    weights
+        `hub`: pretrained; `none`: untrained, from `seed`; else a checkpoint's path: a state dict
+        (.pt, .pth, .th, .safetensors), possibly within `state_dict` and with `module.` prefixes.
+    seed
+        Of an untrained model's weights.
+    image_size
+        Side of the input, pixels; None: the architecture's own.
+
+    Raises
+    ------
+    InputError
+        Where the name is unknown, the hub out of reach, or the checkpoint does not fit.
+    """
+    if source not in _SOURCES:
+        raise InputError(
+            f"unknown source {source!r} in features.models.{name}.source: "
+            f"write one of {', '.join(_SOURCES)}"
+        )
+    # The global generator is what all four libraries draw weights from; the caller's is kept.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = _SOURCES[source](name, architecture, weights == "hub", seed, image_size)
+    if weights not in ("hub", "none"):
+        _load_checkpoint(name, made.module, Path(weights))
+    module = made.module.eval().requires_grad_(False)
+    return replace(made, module=module, layers=made.layers or default_layers(module))
