@@ -71,23 +71,29 @@ def test_same_content_gives_the_same_manifest_whatever_made_it(tmp_path):
 def test_dask_blocks_that_do_not_line_up_are_written_right(tmp_path, monkeypatch, n_voxels):
     monkeypatch.setattr(store, "CHUNK_BYTES", 3_000)
     monkeypatch.setattr(store, "SHARD_BYTES", 12_000)
-    values = np.random.default_rng(1).standard_normal((2, n_voxels)).astype("f4")
-    group = xr.Dataset(
-        {"mean": (("predictor", "voxel"), values), "t": (("predictor", "voxel"), values * 2)},
-        coords={
-            "n_subjects": ("voxel", np.ones(n_voxels, "i4")),
-            "predictor": ["m/a", "m/b"],
-            "model": ("predictor", ["m", "m"]),
-            "layer": ("predictor", ["a", "b"]),
-            **{c: ("voxel", np.arange(n_voxels, dtype="i4")) for c in "ijk"},
+    spec = store.Spec(
+        doc="for this test",
+        block="voxel",
+        arrays={
+            "a": store.Array(("model", "voxel"), "f4", "blocked"),
+            "b": store.Array(("voxel",), "i4", "blocked alone"),
+            "c": store.Array(("model",), "f8", "whole"),
         },
-        attrs=dict.fromkeys(("affine", "shape", "space", "task", "comparison", "radius"), 1),
     )
-    store.write(group.chunk({"voxel": 611}), tmp_path / "g.zarr", spec="searchlight_group")
-    back = store.open(tmp_path / "g.zarr", "searchlight_group").load()
-    np.testing.assert_array_equal(back["mean"], values)
-    np.testing.assert_array_equal(back.t, values * 2)
-    np.testing.assert_array_equal(back.k, np.arange(n_voxels))
+    monkeypatch.setitem(store.SPECS, "test", spec)
+    values = np.random.default_rng(1).standard_normal((2, n_voxels)).astype("f4")
+    dataset = xr.Dataset(
+        {
+            "a": (("model", "voxel"), values),
+            "b": ("voxel", np.arange(n_voxels, dtype="i4")),
+            "c": ("model", [1.0, 2.0]),
+        }
+    )
+    store.write(dataset.chunk({"voxel": 611}), tmp_path / "g.zarr", spec="test")
+    back = store.open(tmp_path / "g.zarr", "test").load()
+    np.testing.assert_array_equal(back.a, values)
+    np.testing.assert_array_equal(back.b, np.arange(n_voxels))
+    np.testing.assert_array_equal(back.c, [1, 2])
 
 
 def test_groups_keep_their_order_and_shapes(tmp_path):

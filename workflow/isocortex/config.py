@@ -10,7 +10,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -135,29 +135,110 @@ def check_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return _expand(filled, "")
 
 
-def reference(schema: Mapping[str, Any] | None = None, prefix: str = "") -> list[dict[str, str]]:
-    """Return every key of the config with its type, default and description, in order."""
+def sections(schema: Mapping[str, Any] | None = None, prefix: str = "") -> Iterator[dict[str, str]]:
+    """Yield every key of the config with its type, default and description, in order.
+
+    A key with keys below it yields itself first, without a default of its own.
+    """
     schema = load_schema() if schema is None else schema
-    rows: list[dict[str, str]] = []
+    required = schema.get("required", [])
     for key, part in schema.get("properties", {}).items():
-        full = f"{prefix}{key}"
-        inner = part.get("properties")
-        if inner and "x-reruns" not in part:
-            rows.append({"key": full, "section": part.get("description", "")})
-            rows += reference(part, f"{full}.")
+        name = f"{prefix}{key}"
+        kind = part.get("type", "any")
+        row = {
+            "key": name,
+            "type": kind if isinstance(kind, str) else " or ".join(kind),
+            "default": "",
+            "description": part.get("description", ""),
+        }
+        if "enum" in part:
+            row["type"] = " or ".join(str(value) for value in part["enum"])
+        if part.get("properties"):
+            yield row
+            yield from sections(part, f"{name}.")
             continue
-        allowed = part.get("enum")
-        kind = part.get("type", "")
-        kind = kind if isinstance(kind, str) else " or ".join(kind)
-        rows.append(
-            {
-                "key": full,
-                "type": " \\| ".join(str(v) for v in allowed) if allowed else kind,
-                "default": json.dumps(part["default"]) if "default" in part else "required",
-                "description": part.get("description", ""),
-            }
-        )
+        if "default" in part:
+            row["default"] = json.dumps(part["default"], ensure_ascii=False)
+        elif key in required:
+            row["default"] = "required"
+        yield row
         extra = part.get("additionalProperties")
         if isinstance(extra, dict) and extra.get("properties"):
-            rows += reference(extra, f"{full}.<name>.")
-    return rows
+            yield from sections(extra, f"{name}.<name>.")
+
+
+RERUNS = {
+    "study": "everything: results go to another folder",
+    "results": "everything: results go to another folder",
+    "seed": "preprocessing, every bootstrap and permutation, and what follows",
+    "input": "what reads the changed files",
+    "subjects": "the study's comparisons and report; a new subject's own jobs",
+    "exclude": "the study's comparisons and report",
+    "tasks": "a new task's jobs, the reports",
+    "regions": "regions, RDMs, encoding summary and what follows",
+    "preprocess": "preprocessing and what follows",
+    "glm": "the GLM and what follows",
+    "features": "the changed model's features and what follows",
+    "rsa": "RDMs or their comparison, whichever uses the key, and what follows",
+    "searchlight": "the searchlights and the reports",
+    "trsa": "the topological comparisons and the study's report",
+    "encoding": "the encoding models and the reports",
+    "report": "the reports",
+}
+
+
+def write_reference(folder: str | Path) -> None:
+    """Write ``config.yaml`` (all defaults) and ``README.md`` (all keys) from the schemas."""
+    folder = Path(folder)
+    schema = load_schema()
+    rows = list(sections(schema))
+    lines = [
+        "# Every key of the analysis with its default; README.md beside this file explains them.",
+        "# A study's own config (--configfile config/my.yaml) needs only what differs, and study,",
+        "# input and regions, which have no default. Written by `make docs` from workflow/schemas.",
+        "",
+    ]
+    for row in rows:
+        depth = row["key"].count(".")
+        if "<name>" in row["key"]:
+            continue
+        name = row["key"].rsplit(".", 1)[-1]
+        top = row["key"].split(".")[0]
+        if top in ("study", "input", "regions"):
+            lines.append("# " + "  " * depth + f"{name}:  # {row['description']}")
+        elif row["default"]:
+            lines.append("  " * depth + f"{name}: {row['default']}")
+        else:
+            lines.append("  " * depth + f"{name}:")
+            if not any(r["default"] for r in rows if r["key"].startswith(row["key"] + ".")):
+                lines[-1] += " {}"
+    (folder / "config.yaml").write_text("\n".join(lines) + "\n")
+    text = [
+        "# The config",
+        "A study's config is a YAML file, given by `snakemake --configfile config/my.yaml`.",
+        "Keys that it leaves out have the defaults below. Unknown keys are refused. `$VARIABLES`",
+        "in values are expanded. `config/demo.yaml` is the demo study's. Threads, memory and",
+        "partitions are not here but in profiles/.",
+        "",
+        "This page and `config.yaml` are written by `make docs` from `workflow/schemas`.",
+    ]
+    top = None
+    for row in rows:
+        section = row["key"].split(".")[0]
+        if section != top:
+            top = section
+            text += ["", f"## {section}", f"{row['description']}  "]
+            text += [f"Changing it re-runs: {RERUNS[section]}.", ""]
+            text += ["| key | type | default | what it is |", "|---|---|---|---|"]
+        if not row["default"] and any(r["key"].startswith(row["key"] + ".") for r in rows):
+            continue
+        default = (
+            f"`{row['default']}`" if row["default"] not in ("", "required") else row["default"]
+        )
+        cells = [f"`{row['key']}`", row["type"], default, row["description"]]
+        text.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    (folder / "README.md").write_text("\n".join(text) + "\n")
+
+
+if __name__ == "__main__":
+    write_reference(Path(__file__).resolve().parents[2] / "config")
