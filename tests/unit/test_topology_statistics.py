@@ -272,6 +272,16 @@ def test_negative_crossvalidated_dissimilarities_make_no_negative_paths(rdms):
     assert (got >= 0).all()
 
 
+def test_zero_edges_chain_up():
+    """Why l is 0 by default: from l = log(N) / N on, chains of zero edges join nearly all pairs."""
+    rng = np.random.default_rng(5)
+    d = pdist(rng.normal(size=(60, 4)))[None]
+    shares = [(rgdm(d, lower=low, upper=0.8, **PAPER) == 0).mean() for low in (0.0, 0.02, 0.2)]
+    assert shares[0] < 0.001
+    assert shares[1] < 0.2
+    assert shares[2] > 0.8
+
+
 def test_grid_and_families():
     assert len(threshold_grid(0.05)) == 210
     assert len(threshold_grid(0.1)) == 55
@@ -328,7 +338,7 @@ def test_statistics_are_named_once_each():
     assert len(set(names)) == len(names) == 3 + 55 + 4
     assert names[:4] == ["rdm", "rank_rdm", "unit_rdm", "rgtm(0.00,0.10)"]
     assert names[-4:] == [
-        "rgdm(0.20,0.80)",
+        "rgdm(0.00,0.80)",
         "rgdm(p_shortest,0.05)",
         "rgdm(p_nearest,0.05)",
         "rgdm(k_nearest,5)",

@@ -64,7 +64,7 @@ def rgdm(
     rdms: np.ndarray,
     *,
     graph: str = "twostep",
-    lower: float = 0.2,
+    lower: float = 0.0,
     upper: float = 0.8,
     fraction: float = 0.05,
     neighbours: int = 5,
@@ -87,7 +87,8 @@ def rgdm(
         of the last three are the dissimilarities on their scale, those below 0 (cross-validated
         ones) as 0, since no step makes a path shorter.
     lower, upper
-        l and u of ``"twostep"``.
+        l and u of ``"twostep"``. Pairs up to l are at distance 0, and so is every chain of them:
+        with N stimuli and quantiles, from about l = log(N) / N on hardly any pair is not at 0.
     fraction
         Of ``"p_shortest"`` and ``"p_nearest"``, above 0 and at most 1.
     neighbours

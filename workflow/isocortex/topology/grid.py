@@ -42,7 +42,7 @@ class TopologyOptions:
     threshold: str = "quantile"
     pool: str = "rdm"
     geodesic_graphs: Sequence[str] = ("twostep",)
-    geodesic_lower: float = 0.2
+    geodesic_lower: float = 0.0
     geodesic_upper: float = 0.8
     geodesic_fraction: float = 0.05
     geodesic_neighbours: int = 5

@@ -1,0 +1,334 @@
+"""Region identification: against its definition, on simulated regions, under the null."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from scipy.spatial.distance import pdist
+from scipy.stats import binom
+
+from isocortex import store
+from isocortex.errors import InputError
+from isocortex.rsa.rdms import BrainRDMs, pair_labels, to_matrices, to_vectors
+from isocortex.topology import (
+    TopologyOptions,
+    bootstrap_accuracy,
+    draw_bootstrap,
+    draw_permutations,
+    gram,
+    identification_dataset,
+    identify_regions,
+    leave_one_out_distances,
+    nested_scores,
+    permutation_accuracy,
+    permutation_p,
+)
+
+FAST = {"grid_step": 0.5, "bootstrap_samples": 200, "permutations": 200}
+
+
+def brain_of(dissimilarity: np.ndarray, **changes) -> BrainRDMs:
+    n_subjects, n_regions, n_pairs = dissimilarity.shape
+    n = round((1 + np.sqrt(1 + 8 * n_pairs)) / 2)
+    fields = {
+        "dissimilarity": dissimilarity,
+        "n_voxels": np.full((n_subjects, n_regions), 50, dtype=np.int32),
+        "subjects": tuple(f"{s + 1:02d}" for s in range(n_subjects)),
+        "regions": tuple(f"region{r}" for r in range(n_regions)),
+        "stimuli": tuple(f"s{k:03d}" for k in range(n)),
+        "task": "objects",
+        "measure": "correlation",
+        "groups": {},
+        "n_stimuli_dropped": 0,
+    }
+    return BrainRDMs(**{**fields, **changes})
+
+
+def regions_with_noise(
+    rng, *, subjects: int, regions: int, stimuli: int, noise: float, gain: bool = False
+) -> np.ndarray:
+    """RDMs of points, each region's own, with each subject's noise."""
+    points = rng.normal(size=(regions, stimuli, 4))
+    rdms = [[pdist(p + noise * rng.normal(size=p.shape)) for p in points] for _ in range(subjects)]
+    scale = np.exp(rng.normal(size=(subjects, regions, 1))) if gain else 1.0
+    return np.array(rdms) * scale
+
+
+def naive_predictions(statistic: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Nearest centroid of all copies of the other subjects, as the words say it."""
+    n_subjects, n_regions, _ = statistic.shape
+    found = np.zeros((n_subjects, n_regions), dtype=int)
+    for s in range(n_subjects):
+        others = [t for t in range(n_subjects) for _ in range(counts[t]) if t != s]
+        centroids = statistic[others].mean(axis=0)
+        for r in range(n_regions):
+            found[s, r] = np.linalg.norm(centroids - statistic[s, r], axis=1).argmin()
+    return found
+
+
+def test_distances_are_those_to_the_centroids_of_the_others():
+    rng = np.random.default_rng(0)
+    x = 5 + rng.normal(size=(4, 3, 45))
+    got = leave_one_out_distances(gram(x))
+    less = x - x.mean(axis=(0, 1))
+    x = less / np.sqrt((less**2).mean())
+    for s in range(4):
+        centroids = np.delete(x, s, axis=0).mean(axis=0)
+        direct = ((x[s][:, None] - centroids[None]) ** 2).sum(axis=-1)
+        np.testing.assert_allclose(got[s], direct, rtol=1e-10)
+
+
+@pytest.mark.parametrize("resample", ["both", "subjects", "stimuli"])
+def test_bootstrap_equals_resampled_rdms_made_anew(resample):
+    rng = np.random.default_rng(1)
+    x = regions_with_noise(rng, subjects=5, regions=4, stimuli=12, noise=1.5)
+    draws = draw_bootstrap(60, subjects=5, stimuli=12, resample=resample, seed=3)
+    got = bootstrap_accuracy(x, draws)
+    expected = np.empty_like(got)
+    for b, (subjects, stimuli) in enumerate(zip(draws.subjects, draws.stimuli)):
+        drawn = np.repeat(np.arange(12), stimuli)
+        apart = to_vectors((drawn[:, None] != drawn[None]).astype(float)) > 0
+        again = to_vectors(to_matrices(x)[:, :, drawn][:, :, :, drawn])[..., apart]
+        expected[b] = (naive_predictions(again, subjects) == np.arange(4)).mean(axis=1)
+    assert np.array_equal(got, expected)
+    assert len(np.unique(got)) > 3
+
+
+def test_bootstrap_leaves_given_pairs_out():
+    rng = np.random.default_rng(2)
+    x = regions_with_noise(rng, subjects=4, regions=3, stimuli=10, noise=1.0)
+    pairs = rng.random(45) > 0.4
+    draws = draw_bootstrap(40, subjects=4, stimuli=10, resample="subjects", seed=0)
+    spoilt = np.where(pairs, x, np.nan)
+    got = bootstrap_accuracy(spoilt, draws, pairs=pairs)
+    expected = [
+        (naive_predictions(x[..., pairs], c) == np.arange(3)).mean(axis=1) for c in draws.subjects
+    ]
+    assert np.array_equal(got, expected)
+
+
+def test_draws_have_two_subjects_and_three_stimuli_and_are_whole_subjects():
+    draws = draw_bootstrap(500, subjects=3, stimuli=4, resample="both", seed=0)
+    assert (draws.subjects.sum(axis=1) == 3).all()
+    assert ((draws.subjects > 0).sum(axis=1) >= 2).all()
+    assert ((draws.stimuli > 0).sum(axis=1) >= 3).all()
+    alone = draw_bootstrap(500, subjects=3, stimuli=4, resample="subjects", seed=0)
+    assert np.array_equal(alone.subjects, draws.subjects)
+    assert (alone.stimuli == 1).all()
+
+
+def test_permutation_equals_regions_shuffled_in_the_data():
+    rng = np.random.default_rng(3)
+    x = regions_with_noise(rng, subjects=4, regions=3, stimuli=8, noise=1.0)
+    orders = draw_permutations(50, subjects=4, regions=3, seed=0)
+    accuracy, scores = permutation_accuracy(gram(x), orders, nested=True)
+    for b, order in enumerate(orders):
+        shuffled = np.take_along_axis(x, order[..., None], axis=1)
+        found = naive_predictions(shuffled, np.ones(4, dtype=int))
+        assert np.array_equal(accuracy[b], (found == np.arange(3)).mean(axis=1))
+        np.testing.assert_allclose(scores[b], nested_scores(gram(shuffled)), atol=1e-5)
+
+
+def test_nested_scores_never_see_the_subject_left_out():
+    """Trap 6: they are the accuracy among the others, whatever the subject itself is."""
+    rng = np.random.default_rng(4)
+    x = regions_with_noise(rng, subjects=5, regions=3, stimuli=10, noise=1.3)
+    scores = nested_scores(gram(x))
+    for left in range(5):
+        rest = np.delete(x, left, axis=0)
+        right = naive_predictions(rest, np.ones(4, dtype=int)) == np.arange(3)
+        # The tie-break is at most half a region.
+        assert 0 <= scores[left] * 12 - right.sum() <= 0.5
+        other = x.copy()
+        other[left] = rng.permutation(other[left].ravel()).reshape(other[left].shape)
+        assert abs(nested_scores(gram(other))[left] - scores[left]) < 1e-9
+
+
+def test_two_topologies_are_told_apart():
+    """A ring, a line and a spiral of the same stimuli, with subjects' own noise."""
+    rng = np.random.default_rng(5)
+    angle = np.linspace(0, 2 * np.pi, 20, endpoint=False)
+    ring = np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=1)
+    line = np.stack([angle / 2, 0 * angle, 0 * angle], axis=1)
+    spiral = np.stack([np.cos(2 * angle), np.sin(2 * angle), angle / 3], axis=1)
+    x = np.array(
+        [
+            [pdist(p + 0.35 * rng.normal(size=p.shape)) for p in (ring, line, spiral)]
+            for _ in range(6)
+        ]
+    )
+    result = identification_dataset(brain_of(x), TopologyOptions(**{**FAST, "grid_step": 0.25}))
+    chosen = result.sel(statistic=["rank_rdm", "rgtm(0.25,0.75)", "rgdm(0.00,0.80)"])
+    assert (chosen["accuracy"] >= 0.8).all()
+    assert (chosen["p"] < 0.01).all()
+    assert (chosen["ratio"] < 1).all()
+    assert result["accuracy"].sel(statistic="rgtm(nested)") >= 0.8
+    assert result["p"].sel(statistic="rgtm(nested)") < 0.01
+    assert result.attrs["chance"] == pytest.approx(1 / 3)
+    counts = result["confusion"].sum("predicted")
+    assert (counts == 6).all()
+    diagonal = np.einsum("srr->s", result["confusion"].values) / 18
+    np.testing.assert_allclose(diagonal, result["accuracy"].values)
+    np.testing.assert_allclose(
+        result["accuracy_subject"].mean("subject").values, result["accuracy"].values
+    )
+
+
+def test_gain_differences_are_beaten_by_rank_and_unit_baselines():
+    """Trap 7: gain alone lifts an RGTM over the raw RDM, not over the fair baselines."""
+    rng = np.random.default_rng(6)
+    x = regions_with_noise(rng, subjects=8, regions=5, stimuli=16, noise=1.0, gain=True)
+    result = identification_dataset(brain_of(x), TopologyOptions(**FAST))
+    accuracy = result["accuracy"].to_series()
+    assert accuracy["rank_rdm"] > accuracy["rdm"] + 0.3
+    assert accuracy["unit_rdm"] > accuracy["rdm"] + 0.3
+    assert accuracy["rgtm(0.00,0.50)"] > accuracy["rdm"]
+    gain = result["gain"].to_series()
+    assert gain["rank_rdm"] == 0
+    assert result["gain_high"].sel(statistic="rdm") < 0
+
+
+def test_false_positive_rate_is_the_nominal_one():
+    """Trap 5: regions that are exchangeable, so that the null holds; single, corrected, nested."""
+    rng = np.random.default_rng(7)
+    options = TopologyOptions(
+        grid_step=0.5, bootstrap_samples=2, permutations=99, geodesic_graphs=()
+    )
+    studies, p, attainable, corrected, nested = 160, [], [], [], []
+    for study in range(studies):
+        # What subjects have in common is shared by all regions; nothing is a region's own.
+        common = rng.normal(size=(8, 3))
+        x = np.array(
+            [[pdist(common + rng.normal(size=common.shape)) for _ in range(6)] for _ in range(5)]
+        )
+        result = identification_dataset(
+            brain_of(x), TopologyOptions(**{**vars(options), "seed": study})
+        )
+        p.append(float(result["p"].sel(statistic="rank_rdm")))
+        corrected.append(float(result["p_corrected"].values[:-1].min()))
+        nested.append(float(result["p"].sel(statistic="rgtm(nested)")))
+        # Accuracies are counts of 30, so that not every level can be attained: which one is?
+        orders = draw_permutations(99, subjects=5, regions=6, seed=study)
+        null, _ = permutation_accuracy(gram(x), orders, nested=False)
+        null = null.mean(axis=1)
+        levels = np.array([permutation_p(value, null) for value in np.unique(null)])
+        attainable.append(levels[levels <= 0.05].max(initial=0.01))
+    for values in (p, corrected, nested):
+        assert (np.array(values) <= 0.05).sum() <= binom.ppf(0.995, studies, 0.05)
+    low, high = binom.ppf([0.005, 0.995], studies, np.mean(attainable))
+    assert low <= (np.array(p) <= 0.05).sum() <= high
+    assert abs(np.mean(p) - 0.5) < 0.1
+
+
+def test_left_out_regions_and_missing_subjects_are_said():
+    """Trap 9: gaps and constant RDMs are named with region and subject; one subject is no error."""
+    rng = np.random.default_rng(8)
+    x = regions_with_noise(rng, subjects=4, regions=4, stimuli=10, noise=0.5)
+    x[1, 2, 5] = np.nan
+    x[2, 3] = 0.7
+    result = identification_dataset(brain_of(x), TopologyOptions(**FAST))
+    assert list(result["region"].values) == ["region0", "region1"]
+    left = result.attrs["regions_left_out"]
+    assert "sub-02" in left["region2"]
+    assert "NaN" in left["region2"]
+    assert "sub-03" in left["region3"]
+    assert "equal" in left["region3"]
+    assert np.isfinite(result["accuracy"]).all()
+
+    alone = identification_dataset(brain_of(x[:1]), TopologyOptions(**FAST))
+    assert "at least 2 subjects" in alone.attrs["flag"]
+    assert np.isnan(alone["accuracy"]).all()
+    assert (alone["chosen"] == "").all()
+
+    pair = identification_dataset(brain_of(x[[0, 3]][:, :2]), TopologyOptions(**FAST))
+    assert pair.attrs["flag"] == ""
+    assert np.isfinite(pair["accuracy"].values[:-1]).all()
+    assert np.isnan(pair["accuracy"].sel(statistic="rgtm(nested)"))
+
+
+def test_every_option_is_used():
+    rng = np.random.default_rng(9)
+    x = regions_with_noise(rng, subjects=4, regions=4, stimuli=12, noise=1.6, gain=True)
+    base = {**FAST, "geodesic_graphs": ["twostep", "p_shortest", "k_nearest"], "grid_step": 0.25}
+    base["geodesic_fraction"] = 0.2
+    reference = identification_dataset(brain_of(x), TopologyOptions(**base))
+    for change in (
+        {"scale": "raw"},
+        {"threshold": "absolute", "scale": "raw"},
+        {"pool": "all", "scale": "raw"},
+        {"geodesic_lower": 0.4},
+        {"geodesic_upper": 0.5},
+        {"geodesic_fraction": 0.4},
+        {"geodesic_neighbours": 2},
+        {"disconnected": "exclude"},
+        {"resample": "stimuli"},
+        {"bootstrap_samples": 150},
+        {"permutations": 150},
+        {"interval": 0.5},
+        {"seed": 1},
+    ):
+        other = identification_dataset(brain_of(x), TopologyOptions(**{**base, **change}))
+        same = (
+            other.drop_attrs()
+            .drop_vars("statistic")
+            .equals(reference.drop_attrs().drop_vars("statistic"))
+        )
+        assert not same, change
+
+
+def rdm_stores(folder, x, *, order=None):
+    brain = brain_of(x)
+    paths = []
+    for s, subject in enumerate(brain.subjects):
+        first, second = pair_labels(brain.stimuli)
+        path = folder / f"sub-{subject}_rdms.zarr"
+        store.write(
+            xr.Dataset(
+                {"dissimilarity": (("region", "pair"), x[s])},
+                coords={
+                    "region": np.array(brain.regions, dtype=object),
+                    "stimulus_i": ("pair", first),
+                    "stimulus_j": ("pair", second),
+                },
+                attrs={
+                    "subject": subject,
+                    "task": "objects",
+                    "measure": "correlation",
+                    "noise_normalisation": "none",
+                    "cross_validation": "none",
+                },
+            ),
+            path,
+            spec="rdms",
+        )
+        paths.append(path)
+    return paths
+
+
+def test_stage_writes_its_store_the_same_bytes_each_time(tmp_path):
+    rng = np.random.default_rng(10)
+    x = regions_with_noise(rng, subjects=3, regions=3, stimuli=10, noise=0.5)
+    paths = rdm_stores(tmp_path, x)
+    digests = []
+    for name, threads in (("a", 1), ("b", 2)):
+        out = tmp_path / f"{name}.zarr"
+        identify_regions(rdms=paths, out=out, threads=threads, measures=["correlation"], **FAST)
+        digests.append(store.manifest(out)["content"])
+    assert digests[0] == digests[1]
+    got = store.open(tmp_path / "a.zarr", "identification")
+    direct = identification_dataset(brain_of(x), TopologyOptions(**FAST))
+    np.testing.assert_array_equal(got["accuracy"].values, direct["accuracy"].values)
+    assert got.attrs["options"]["grid_step"] == 0.5
+    with pytest.raises(InputError, match="measure"):
+        identify_regions(rdms=paths, out=tmp_path / "c.zarr", measures=["crossnobis"])
+    with pytest.raises(InputError, match="geodesic_neighbours"):
+        identify_regions(
+            rdms=paths,
+            out=tmp_path / "c.zarr",
+            geodesic_graphs=["k_nearest"],
+            geodesic_neighbours=10,
+        )
+    with pytest.raises(TypeError):
+        identify_regions(rdms=paths, out=tmp_path / "c.zarr", thresholds="quantile")
+    identify_regions(rdms=paths[:1], out=tmp_path / "one.zarr", **FAST)
+    one = store.open(tmp_path / "one.zarr", "identification")
+    assert "at least 2 subjects" in one.attrs["flag"]
