@@ -357,3 +357,33 @@ def test_an_empty_image_is_refused(estimated):
     save(estimated["image"], np.zeros((*SHAPE, 12), np.float32))
     with pytest.raises(InputError, match="no usable voxel"):
         import_betas(**estimated)
+
+
+def test_trials_that_are_hardly_measured_are_pointed_out(study, caplog):
+    late = {"onset": 117.5, "duration": "1.0", "trial_type": "face", "stim_file": "9.png"}
+    edit_table(study["events"][0], lambda f: pd.concat([f, pd.DataFrame([late])]))
+    fit_glm(**study)
+    betas = store.open(study["out"], "betas").load()
+    assert betas.attrs["design"][0]["weak_trials"] == [117.5]
+    assert betas.attrs["design"][1]["weak_trials"] == []
+    assert betas.beta_se.values[10] > 5 * np.median(betas.beta_se.values)
+    assert "hardly measured" in caplog.text
+
+
+def test_derivatives_of_the_response_add_no_betas(study):
+    fit_glm(**study, hrf="glover + derivative", nuisance_types=["house"])
+    betas = store.open(study["out"], "betas")
+    assert set(betas.condition.values) == {"face"}
+    assert betas.sizes["trial"] == 10
+    names = set(betas.regressor.values)
+    assert {"event_house", "event_house_derivative", "trial_00005_derivative"} <= names
+    assert betas.attrs["design"][0]["n_other_events"] == 5
+
+
+def test_nobodys_input_is_changed(study):
+    from pathlib import Path
+
+    files = [Path(p) for key in ("bold", "mask", "events", "confounds") for p in study[key]]
+    before = [file.read_bytes() for file in files]
+    fit_glm(**study)
+    assert [file.read_bytes() for file in files] == before
