@@ -14,6 +14,7 @@ if __name__ == "__main__":
             model_rdms=list(snakemake.input.model_rdms),
             out=snakemake.output.store,
             code=snakemake.params.code,
+            seed=snakemake.params.seed,
             threads=snakemake.threads,
             **snakemake.params.options,
         )

@@ -13,6 +13,7 @@ if __name__ == "__main__":
             rdms=list(snakemake.input.rdms),
             out=snakemake.output.store,
             code=snakemake.params.code,
+            seed=snakemake.params.seed,
             threads=snakemake.threads,
             **snakemake.params.options,
         )

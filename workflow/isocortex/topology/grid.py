@@ -28,7 +28,7 @@ NESTED = "rgtm(nested)"
 
 @dataclass(frozen=True)
 class TopologyOptions:
-    """The section ``trsa`` of the config; its schema documents each key.
+    """The section ``trsa`` of the config, whose schema documents each key, and the study's seed.
 
     Raises
     ------
@@ -36,7 +36,6 @@ class TopologyOptions:
         For values that the analysis cannot use, with the key.
     """
 
-    measures: Sequence[str] | None = None
     grid_step: float = 0.1
     scale: str = "rank"
     threshold: str = "quantile"

@@ -34,6 +34,7 @@ def identify_regions(
     out: str | Path,
     code: str = "",
     threads: int = 1,
+    seed: int = 0,
     **options: object,
 ) -> None:
     """Identify held-out subjects' regions by each summary statistic; write `identification`.
@@ -52,6 +53,8 @@ def identify_regions(
         The rule's code version.
     threads
         Cores to use.
+    seed
+        Of the bootstrap samples and permutations.
     **options
         The config section ``trsa``, see `TopologyOptions`.
 
@@ -60,7 +63,7 @@ def identify_regions(
     InputError
         For stores that do not fit together, or options out of range.
     """
-    chosen = TopologyOptions(**options)
+    chosen = TopologyOptions(seed=seed, **options)
     brain = load_rdms(rdms)
     _check_options(brain, chosen)
     dataset = identification_dataset(brain, chosen, threads=threads)
@@ -74,6 +77,7 @@ def compare_topology(
     out: str | Path,
     code: str = "",
     threads: int = 1,
+    seed: int = 0,
     **options: object,
 ) -> None:
     """Compare brain and model layers by each summary statistic; write the `topology` store.
@@ -90,6 +94,8 @@ def compare_topology(
         The rule's code version.
     threads
         Cores to use.
+    seed
+        Of the bootstrap samples and permutations.
     **options
         The config section ``trsa``, see `TopologyOptions`.
 
@@ -98,7 +104,7 @@ def compare_topology(
     InputError
         For stores that do not fit together, or options out of range.
     """
-    chosen = TopologyOptions(**options)
+    chosen = TopologyOptions(seed=seed, **options)
     brain = load_rdms(rdms)
     _check_options(brain, chosen)
     models = align_models(model_rdms, brain.stimuli, groups=brain.groups or None)
@@ -122,11 +128,6 @@ def _check_options(brain: BrainRDMs, options: TopologyOptions) -> None:
         raise InputError(
             f"geodesic_neighbours is {options.geodesic_neighbours} in config section trsa, with "
             f"{len(brain.stimuli)} stimuli: use at most {len(brain.stimuli) - 1}"
-        )
-    if options.measures is not None and brain.measure not in options.measures:
-        raise InputError(
-            f"RDMs of measure {brain.measure!r} were given, config key trsa.measures names "
-            f"{', '.join(options.measures) or 'none'}: add it there"
         )
 
 
@@ -505,8 +506,6 @@ def topology_dataset(
 
 
 def _shared_attrs(brain: BrainRDMs, options: TopologyOptions) -> dict[str, object]:
-    kept = asdict(options)
-    kept.pop("measures")
     return {
         "scale": options.scale,
         "threshold": options.threshold,
@@ -515,5 +514,5 @@ def _shared_attrs(brain: BrainRDMs, options: TopologyOptions) -> dict[str, objec
         "measure": brain.measure,
         "task": brain.task,
         "n_stimuli": len(brain.stimuli),
-        "options": kept,
+        "options": asdict(options),
     }
