@@ -133,7 +133,8 @@ rule map_searchlight:
         mem_mb=3000,
         runtime=240,
     params:
-        options=options("searchlight"),
+        options=options("searchlight", "radius", "min_voxels", "step", "comparison")
+        | options("rsa", "average_by"),
         code=code_version("map_searchlight"),
     script:
         "../workflow/map_searchlight.py"
@@ -159,6 +160,7 @@ rule combine_searchlights:
         mem_mb=3000,
         runtime=60,
     params:
+        options=options("searchlight", "permutations"),
         seed=SEED,
         code=code_version("combine_searchlights"),
     script:

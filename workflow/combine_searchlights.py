@@ -6,7 +6,7 @@ from isocortex.rsa import combine_searchlights
 if __name__ == "__main__":
     with job_log(snakemake.log[0], where=f"combine_searchlights task-{snakemake.wildcards.task}"):
         combine_searchlights(
-            searchlights=list(snakemake.input.searchlights),
+            searchlights=list(snakemake.input.stores),
             out=snakemake.output.store,
             maps=snakemake.output.maps,
             **snakemake.params.options,

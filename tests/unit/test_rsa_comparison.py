@@ -115,6 +115,15 @@ def test_every_stimulus_once_gives_the_plain_score(comparison):
         np.testing.assert_allclose(scores[0], wanted, atol=1e-12)
 
 
+def test_a_stimulus_that_fills_half_of_a_sample():
+    """There the closed form of the whitening's linear system has no solution, the system has."""
+    a, b = np.random.default_rng(18).random((2, 2, 28))
+    counts = np.array([[5, 1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1]])
+    _, scores = next(bootstrap_scores(a, b, counts, comparison="corr_cov"))
+    x, y = (RDMs(v).subsample_pattern("index", np.repeat(np.arange(8), counts[0])) for v in (a, b))
+    np.testing.assert_allclose(scores[0], compare(x, y, "corr_cov"), atol=1e-8)
+
+
 def test_samples_of_three_stimuli_have_no_score():
     a, b = _data("plain")
     counts = np.zeros((2, N), int)

@@ -40,7 +40,7 @@ def compute_rdms(
     measure: str,
     average_by: str = "stimulus",
     min_voxels: int = 10,
-    noise: Mapping[str, str] | None = None,
+    noise_normalisation: Mapping[str, str] | None = None,
     code: str = "",
     threads: int = 1,
 ) -> Path:
@@ -64,9 +64,9 @@ def compute_rdms(
         ``stimulus`` or ``condition``: what a row of the RDM is.
     min_voxels
         A region must have at least as many usable voxels.
-    noise
+    noise_normalisation
         For crossnobis: ``source`` (``residuals`` of the GLM, ``betas`` around their stimulus
-        means, or ``none``) and ``shrinkage`` (`isocortex.rsa.noise.SHRINKAGES`).
+        means, or ``none``) and ``shrinkage`` (`isocortex.rsa.noise_normalisation.SHRINKAGES`).
 
     Returns
     -------
@@ -87,7 +87,7 @@ def compute_rdms(
     labels = row_labels(opened, average_by, where=where)
     runs = [str(run) for run in opened["run"].values]
     names, member = _voxels_of_regions(opened, regions, region_labels, where=where)
-    settings = {"source": "residuals", "shrinkage": "shrinkage_diag", **(noise or {})}
+    settings = {"source": "residuals", "shrinkage": "shrinkage_diag", **(noise_normalisation or {})}
     source = settings["source"] if measure == "crossnobis" else "none"
     if measure == "crossnobis":
         _check_crossnobis(opened, labels, runs, source, where=where)
@@ -101,32 +101,33 @@ def compute_rdms(
     dof = opened.attrs.get("degrees_of_freedom")
     dof = int(dof) if isinstance(dof, int | float) and dof > 0 else None
 
-    def region_rdm(name: str, inside: np.ndarray) -> np.ndarray:
-        columns = np.flatnonzero(inside & usable)
+    means, stimuli, _ = mean_patterns(np.where(usable, beta, 0.0), labels)
+    chosen = [np.flatnonzero(inside & usable) for inside in member[:, used]]
+    for name, columns in zip(names, chosen):
         if len(columns) < min_voxels:
             raise InputError(
                 f"region {name} has {len(columns)} usable voxels in {where}, fewer than "
                 f"rsa.min_voxels = {min_voxels}: lower it or take the region out of the atlas"
             )
-        patterns = np.asarray(beta[:, columns], dtype=np.float64)
+        flat = constant_patterns(means[:, columns])
+        if measure == "correlation" and flat.any():
+            raise InputError(
+                f"the pattern of {stimuli[int(np.argmax(flat))]} is constant over region {name} "
+                f"in {where}: no correlation is defined; use the measure euclidean or leave the "
+                "stimulus out"
+            )
+
+    def region_rdm(name: str, columns: np.ndarray) -> np.ndarray:
         if measure != "crossnobis":
-            means, stimuli, _ = mean_patterns(patterns, labels)
-            flat = constant_patterns(means)
-            if measure == "correlation" and flat.any():
-                bad = [s for s, constant in zip(stimuli, flat) if constant]
-                raise InputError(
-                    f"the pattern of {bad[0]} is constant over region {name} in {where}: no "
-                    "correlation is defined; use the measure euclidean or leave the stimulus out"
-                )
             distance = correlation_distance if measure == "correlation" else euclidean_distance
-            return distance(means)
+            return distance(means[:, columns])
+        patterns = np.asarray(beta[:, columns], dtype=np.float64)
         if source != "none":
             if residual is not None:
                 samples, freedom = residual[:, columns], dof
             else:
-                means, stimuli, _ = mean_patterns(patterns, labels)
                 row = {s: k for k, s in enumerate(stimuli)}
-                samples = patterns - means[[row[label] for label in labels]]
+                samples = patterns - means[np.ix_([row[label] for label in labels], columns)]
                 freedom = len(labels) - len(stimuli)
             sigma = noise_models.covariance(
                 samples, method=settings["shrinkage"], degrees_of_freedom=freedom
@@ -136,7 +137,7 @@ def compute_rdms(
             except np.linalg.LinAlgError as error:
                 raise InputError(
                     f"the noise covariance of region {name} in {where} cannot be inverted: set "
-                    "rsa.noise.shrinkage to shrinkage_diag"
+                    "rsa.noise_normalisation.shrinkage to shrinkage_diag"
                 ) from error
         return crossnobis_distance(patterns, labels, runs)[0]
 
@@ -150,7 +151,6 @@ def compute_rdms(
             )
         )
     dissimilarity = np.array(rdms)
-    stimuli = sorted(set(labels))
     missing = int(np.isnan(dissimilarity[0]).sum())
     if missing:
         logger.warning("%s: %d pairs have fewer than 2 runs in common", where, missing)
@@ -249,12 +249,17 @@ def _check_crossnobis(
             f"{where} has one run: crossnobis needs two or more; choose correlation in rsa.measures"
         )
     if source not in NOISE_SOURCES:
-        raise InputError(f"rsa.noise.source: {source!r} is not one of {', '.join(NOISE_SOURCES)}")
+        raise InputError(
+            f"rsa.noise_normalisation.source: {source!r} is not one of {', '.join(NOISE_SOURCES)}"
+        )
     if source == "residuals" and not betas.sizes.get("time"):
-        raise InputError(f"{where} holds no GLM residuals: set rsa.noise.source to betas or none")
+        raise InputError(
+            f"{where} holds no GLM residuals: set rsa.noise_normalisation.source to betas or none"
+        )
     if source == "betas" and len(labels) <= len(set(labels)):
         raise InputError(
-            f"no stimulus is repeated in {where}: set rsa.noise.source to residuals or none"
+            f"no stimulus is repeated in {where}: set rsa.noise_normalisation.source to "
+            "residuals or none"
         )
 
 

@@ -188,9 +188,10 @@ def _whitened_products(
     seen = to_matrices(valid.astype(np.float64))
     rows = seen @ c.T  # how many entries a row has: stimuli x samples
     sums_a, sums_b = (_row_sums(v, valid, c, rows) for v in (a, b))
-    if valid.all():
-        size = c.sum(axis=1)
-        pivot = 0.5 * size[:, None] + 1.0 - c
+    # Without gaps the system is a diagonal and a rank-one part; not where one stimulus fills
+    # half of a (very small) sample, because the diagonal may then vanish.
+    pivot = 0.5 * c.sum(axis=1)[:, None] + 1.0 - c
+    if valid.all() and (pivot > 0).all():
         share = c / pivot
         held = 1.0 + 0.5 * share.sum(axis=1)
 
