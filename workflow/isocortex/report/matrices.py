@@ -1,0 +1,504 @@
+"""Figures of dissimilarities: RDMs with stimuli, MDS, confusion and threshold grids."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from isocortex.report.drawing import (
+    INK,
+    MUTED,
+    RULE,
+    category_colours,
+    new_figure,
+    png_uri,
+    svg_uri,
+)
+
+
+@dataclass(frozen=True)
+class StimulusOrder:
+    """Stimuli in the order in which every figure shows them.
+
+    Parameters
+    ----------
+    names
+        Stimulus ids, ordered by category, then by id.
+    categories
+        Category of each, empty where there are none.
+    source
+        Where the categories come from, for captions.
+    """
+
+    names: tuple[str, ...]
+    categories: tuple[str, ...]
+    source: str
+
+    @property
+    def groups(self) -> list[tuple[str, int, int]]:
+        """Runs of one category: name, first and one past the last position."""
+        out: list[tuple[str, int, int]] = []
+        for position, category in enumerate(self.categories):
+            if out and out[-1][0] == category:
+                out[-1] = (category, out[-1][1], position + 1)
+            else:
+                out.append((category, position, position + 1))
+        return out
+
+
+def order_stimuli(names: Sequence[str], given: Mapping[str, str] | None = None) -> StimulusOrder:
+    """Order stimuli by category.
+
+    Parameters
+    ----------
+    names
+        Stimulus ids.
+    given
+        Category of each id, for example the condition in the events. Ignored where it puts every
+        stimulus into a category of its own, or all into one.
+
+    Notes
+    -----
+    Without given categories the folder in the id is one ("faces/03.png"), else its leading word
+    ("face_03.png"), where that makes at least 2 categories of at least 2 stimuli on average.
+    """
+    names = sorted(dict.fromkeys(str(name) for name in names))
+    ways = [("given with the data", lambda name: str((given or {}).get(name, "")))]
+    if all("/" in name for name in names):
+        ways.append(("the folder in the stimulus name", lambda name: name.rsplit("/", 1)[0]))
+    ways.append(("the leading word of the stimulus name", _leading_word))
+    for source, category_of in ways:
+        categories = {name: category_of(name) for name in names}
+        unique = set(categories.values())
+        if "" not in unique and 2 <= len(unique) <= len(names) / 2:
+            ordered = sorted(names, key=lambda name: (categories[name], name))
+            return StimulusOrder(
+                tuple(ordered), tuple(categories[name] for name in ordered), source
+            )
+    return StimulusOrder(tuple(names), (), "")
+
+
+def _leading_word(name: str) -> str:
+    found = re.match(r"([A-Za-z]+(?:[ -][A-Za-z]+)*)[_\-. ]?\d", name.rsplit("/", 1)[-1])
+    return found.group(1) if found else ""
+
+
+def square(
+    values: np.ndarray, first: Sequence[str], second: Sequence[str], order: Sequence[str]
+) -> np.ndarray:
+    """Put pair values into a square matrix by stimulus id.
+
+    Parameters
+    ----------
+    values
+        Shape (pair,).
+    first, second
+        Stimulus ids of each pair.
+    order
+        Stimuli of the rows and columns.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (len(order), len(order)), symmetric; 0 on the diagonal, NaN for pairs not given.
+    """
+    place = {name: position for position, name in enumerate(order)}
+    out = np.full((len(order), len(order)), np.nan)
+    np.fill_diagonal(out, 0.0)
+    rows = np.array([place.get(str(name), -1) for name in first])
+    columns = np.array([place.get(str(name), -1) for name in second])
+    known = (rows >= 0) & (columns >= 0)
+    out[rows[known], columns[known]] = np.asarray(values)[known]
+    out[columns[known], rows[known]] = np.asarray(values)[known]
+    return out
+
+
+def percentiles(matrix: np.ndarray) -> np.ndarray:
+    """Replace the dissimilarities by their percentile, 0 to 100 (ties share the mean rank).
+
+    As in Kriegeskorte et al. 2008, so that RDMs of different scale can be compared by eye.
+    """
+    from scipy.stats import rankdata
+
+    upper = np.triu_indices(len(matrix), 1)
+    values = matrix[upper]
+    finite = np.isfinite(values)
+    ranks = np.full(values.shape, np.nan)
+    if finite.sum() > 1:
+        ranks[finite] = 100 * (rankdata(values[finite]) - 1) / (finite.sum() - 1)
+    out = np.zeros_like(matrix)
+    out[upper] = ranks
+    out.T[upper] = ranks
+    return out
+
+
+def classical_mds(dissimilarity: np.ndarray) -> tuple[np.ndarray, float]:
+    """Place stimuli in the plane by classical (Torgerson) scaling.
+
+    Parameters
+    ----------
+    dissimilarity
+        Shape (n, n), taken as squared distances, which correlation distances and crossnobis
+        estimates are; may be negative. NaN pairs take the mean.
+
+    Returns
+    -------
+    positions
+        Shape (n, 2).
+    share
+        Share of the positive eigenvalues' sum that two dimensions carry.
+    """
+    matrix = np.array(dissimilarity, dtype=float)
+    matrix[~np.isfinite(matrix)] = np.nanmean(matrix[~np.eye(len(matrix), dtype=bool)])
+    centring = np.eye(len(matrix)) - 1 / len(matrix)
+    inner = -0.5 * centring @ matrix @ centring
+    values, vectors = np.linalg.eigh(inner)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    positive = np.clip(values, 0, None)
+    positions = vectors[:, :2] * np.sqrt(positive[:2])
+    # The sign of an eigenvector is arbitrary: fix it, so that pictures do not flip.
+    peak = np.abs(positions).argmax(axis=0)
+    signs = np.sign(positions[peak, np.arange(positions.shape[1])])
+    positions = positions * np.where(signs == 0, 1, signs)
+    return positions, float(positive[:2].sum() / positive.sum()) if positive.sum() > 0 else 0.0
+
+
+def align(configurations: Sequence[np.ndarray], *, rounds: int = 10) -> list[np.ndarray]:
+    """Align point sets by generalised Procrustes: shift, scale, rotate or mirror to their mean.
+
+    Parameters
+    ----------
+    configurations
+        Arrays of shape (n, 2) over the same points.
+    rounds
+        Times the mean is formed anew.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        Unit-norm configurations in the order given.
+    """
+
+    def normalised(points: np.ndarray) -> np.ndarray:
+        centred = points - points.mean(axis=0)
+        norm = np.linalg.norm(centred)
+        return centred / norm if norm > 0 else centred
+
+    aligned = [normalised(points) for points in configurations]
+    mean = aligned[0]
+    for _ in range(rounds):
+        for index, points in enumerate(aligned):
+            left, _, right = np.linalg.svd(points.T @ mean)
+            aligned[index] = points @ (left @ right)
+        mean = normalised(np.mean(aligned, axis=0))
+    return aligned
+
+
+def rdm_figure(
+    matrices: Mapping[str, np.ndarray],
+    order: StimulusOrder,
+    *,
+    thumbnails: Mapping[str, np.ndarray],
+    notes: Mapping[str, str] | None = None,
+) -> str:
+    """Draw RDMs in percentiles, with the stimuli along the axes where images are given.
+
+    Parameters
+    ----------
+    matrices
+        Dissimilarities by region, shape (n, n) in `order`.
+    order
+        Stimuli and categories.
+    thumbnails
+        Images by stimulus id; may be empty.
+    notes
+        A few words after a region's name, for example its number of voxels.
+
+    Returns
+    -------
+    str
+        PNG data URI.
+    """
+    n = len(order.names)
+    columns = 2 if thumbnails and n > 12 else min(3, max(len(matrices), 1))
+    rows = -(-len(matrices) // columns)
+    side = 10.6 / columns
+    figure = new_figure(11.0, rows * (side * 0.98) + 0.55)
+    figure.set_layout_engine("none")
+    colours = category_colours(order.categories)
+    total_height = figure.get_figheight()
+    # Staggered in several lanes a thumbnail may be wider than its row.
+    lanes = 1 if n <= 16 else 2 if n <= 36 else 3
+    strip = min(lanes * lanes / n, 0.22) if thumbnails else 0.0
+    bar = 0.018 if order.categories else 0.0
+    for index, (region, matrix) in enumerate(matrices.items()):
+        row, column = divmod(index, columns)
+        left = (0.2 + column * side) / 11.0
+        top = 1 - (0.05 + row * side * 0.98) / total_height
+        width, height = side * 0.95 / 11.0, side * 0.95 / total_height
+        axes = figure.add_axes((left, top - height, width, height))
+        extent = 1 + strip + bar
+        axes.set_xlim(-strip - bar - 0.005, 1)
+        axes.set_ylim(1, -strip - bar - 0.06)
+        axes.set_aspect("equal", adjustable="box", anchor="NW")
+        axes.imshow(
+            percentiles(matrix),
+            extent=(0, 1, 1, 0),
+            cmap="magma",
+            vmin=0,
+            vmax=100,
+            interpolation="nearest",
+        )
+        axes.set_xlim(-strip - bar - 0.005, 1)
+        axes.set_ylim(1, -strip - bar - 0.06)
+        axes.set_axis_off()
+        label = region if not notes else f"{region}  {notes.get(region, '')}"
+        axes.text(0, -strip - bar - 0.02, label, fontweight="bold", va="bottom", fontsize=9.5)
+        for name, start, stop in order.groups:
+            for box in (
+                (start / n, -bar, (stop - start) / n, bar * 0.75),
+                (-bar, start / n, bar * 0.75, (stop - start) / n),
+            ):
+                axes.add_patch(
+                    Rectangle(box[:2], box[2], box[3], facecolor=colours[name], edgecolor="none")
+                )
+        if thumbnails:
+            step = strip / lanes
+            size = min(step * 0.96, lanes / n * 0.98)
+            for position, name in enumerate(order.names):
+                if name not in thumbnails:
+                    continue
+                centre = (position + 0.5) / n
+                offset = -bar - step * (position % lanes) - step / 2
+                for x, y in ((centre, offset), (offset, centre)):
+                    axes.imshow(
+                        thumbnails[name],
+                        extent=(x - size / 2, x + size / 2, y + size / 2, y - size / 2),
+                        interpolation="antialiased",
+                        zorder=3,
+                    )
+            axes.set_xlim(-strip - bar - 0.005, 1)
+            axes.set_ylim(1, -strip - bar - 0.06)
+        del extent
+    foot = 0.42 / total_height
+    mappable = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 100), "magma")
+    bar_axes = figure.add_axes((0.02, foot * 0.62, 0.16, foot * 0.26))
+    colourbar = figure.colorbar(mappable, cax=bar_axes, orientation="horizontal")
+    colourbar.outline.set_visible(False)
+    bar_axes.tick_params(labelsize=7, length=2)
+    figure.text(0.19, foot * 0.75, "percentile of dissimilarity", fontsize=8, va="center")
+    _category_legend(figure, colours, anchor=(0.36, foot * 0.75))
+    return png_uri(figure, dpi=150)
+
+
+def _category_legend(
+    figure: Figure, colours: Mapping[str, str], *, anchor: tuple[float, float]
+) -> None:
+    if not colours or len(colours) > 14:
+        return
+    figure.legend(
+        handles=[Patch(facecolor=colour, label=name) for name, colour in colours.items()],
+        loc="center left",
+        bbox_to_anchor=anchor,
+        ncols=min(len(colours), 7),
+        handlelength=1.1,
+        columnspacing=1.2,
+        fontsize=8,
+    )
+
+
+def mds_figure(
+    positions: Mapping[str, np.ndarray],
+    shares: Mapping[str, float],
+    order: StimulusOrder,
+    *,
+    thumbnails: Mapping[str, np.ndarray],
+) -> str:
+    """Draw stimuli of each region in the plane.
+
+    Parameters
+    ----------
+    positions
+        Aligned positions by region, shape (n, 2).
+    shares
+        Share of the variance in the plane by region.
+    order
+        Stimuli and categories.
+    thumbnails
+        Images by stimulus id; stimuli without one are dots.
+
+    Returns
+    -------
+    str
+        PNG data URI.
+    """
+    columns = min(3, len(positions))
+    rows = -(-len(positions) // columns)
+    figure = new_figure(11.0, rows * 3.55 + 0.35)
+    axes_list = figure.subplots(rows, columns, squeeze=False).ravel()
+    colours = category_colours(order.categories)
+    tints = [colours[name] for name in order.categories] or [MUTED] * len(order.names)
+    reach = max(float(np.abs(points).max()) for points in positions.values()) * 1.12 or 1.0
+    size = reach * (0.085 if len(order.names) > 30 else 0.13)
+    for axes, (region, points) in zip(axes_list, positions.items()):
+        axes.set_title(f"{region}  ({shares[region]:.0%} of variance)")
+        for (x, y), name, tint in zip(points, order.names, tints):
+            if name in thumbnails:
+                axes.imshow(
+                    thumbnails[name],
+                    extent=(x - size, x + size, y - size, y + size),
+                    interpolation="antialiased",
+                    zorder=2,
+                )
+                axes.add_patch(
+                    Rectangle(
+                        (x - size, y - size),
+                        2 * size,
+                        2 * size,
+                        fill=False,
+                        edgecolor=tint,
+                        linewidth=1.3,
+                        zorder=3,
+                    )
+                )
+            else:
+                axes.plot(x, y, "o", color=tint, markersize=5, markeredgecolor="white")
+        limit = reach + size
+        axes.set_xlim(-limit, limit)
+        axes.set_ylim(-limit, limit)
+        axes.set_aspect("equal")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for spine in axes.spines.values():
+            spine.set_visible(True)
+            spine.set_color(RULE)
+    for axes in axes_list[len(positions) :]:
+        axes.set_visible(False)
+    if colours and len(colours) <= 14:
+        figure.legend(
+            handles=[Patch(facecolor=colour, label=name) for name, colour in colours.items()],
+            loc="outside lower center",
+            ncols=min(len(colours), 7),
+            handlelength=1.1,
+        )
+    return png_uri(figure, dpi=140)
+
+
+def confusion_figure(
+    confusions: Mapping[str, np.ndarray], regions: Sequence[str], predicted: Sequence[str]
+) -> str:
+    """Draw confusion matrices side by side, rows in percent of the true region's cases.
+
+    Parameters
+    ----------
+    confusions
+        Counts by statistic, shape (region, predicted).
+    regions, predicted
+        Names of rows and columns.
+
+    Returns
+    -------
+    str
+        SVG data URI.
+    """
+    width = min(3.7 if len(regions) <= 8 else 5.4, 11 / max(len(confusions), 1))
+    figure = new_figure(width * len(confusions) + 0.6, width * 0.95)
+    axes_list = np.atleast_1d(figure.subplots(1, len(confusions), sharey=True))
+    drawn = None
+    for axes, (name, counts) in zip(axes_list, confusions.items()):
+        counts = np.asarray(counts, dtype=float)
+        total = counts.sum(axis=1, keepdims=True)
+        share = np.divide(100 * counts, total, out=np.zeros_like(counts), where=total > 0)
+        drawn = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+        axes.set_title(name)
+        axes.set_xticks(
+            range(len(predicted)), predicted, rotation=60, ha="right", rotation_mode="anchor"
+        )
+        axes.set_yticks(range(len(regions)), regions)
+        axes.set_xlabel("predicted")
+        axes.tick_params(length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        if len(regions) <= 12:
+            for (row, column), value in np.ndenumerate(counts):
+                if value:
+                    axes.text(
+                        column,
+                        row,
+                        f"{int(value)}",
+                        ha="center",
+                        va="center",
+                        fontsize=7.5,
+                        color="white" if share[row, column] > 55 else INK,
+                    )
+    axes_list[0].set_ylabel("true region")
+    bar = figure.colorbar(drawn, ax=list(axes_list), fraction=0.03, pad=0.02)
+    bar.set_label("% of the true region")
+    bar.outline.set_visible(False)
+    return svg_uri(figure)
+
+
+def threshold_grid_figure(
+    lower: np.ndarray, upper: np.ndarray, accuracy: np.ndarray, *, chance: float
+) -> str:
+    """Draw identification accuracy over the thresholds (l, u).
+
+    Parameters
+    ----------
+    lower, upper
+        Thresholds, shape (cell,).
+    accuracy
+        Shape (cell,), 0 to 1.
+    chance
+        Chance level, the bottom of the colour scale.
+
+    Returns
+    -------
+    str
+        SVG data URI.
+    """
+    lows, highs = np.unique(lower), np.unique(upper)
+    matrix = np.full((len(highs), len(lows)), np.nan)
+    matrix[np.searchsorted(highs, upper), np.searchsorted(lows, lower)] = accuracy
+    figure = new_figure(5.6, 4.6)
+    axes = figure.add_subplot()
+    top = max(float(np.nanmax(accuracy)), chance + 0.05)
+    drawn = axes.imshow(
+        np.ma.masked_invalid(matrix),
+        cmap="viridis",
+        vmin=chance,
+        vmax=top,
+        origin="lower",
+        interpolation="nearest",
+        aspect="auto",
+    )
+    every_low, every_high = -(-len(lows) // 10), -(-len(highs) // 10)
+    axes.set_xticks(range(0, len(lows), every_low), [f"{value:.2f}" for value in lows[::every_low]])
+    axes.set_yticks(
+        range(0, len(highs), every_high), [f"{value:.2f}" for value in highs[::every_high]]
+    )
+    axes.set_xlabel("lower threshold l (quantile)")
+    axes.set_ylabel("upper threshold u (quantile)")
+    axes.tick_params(length=2)
+    if len(accuracy) <= 45:
+        for row, column in zip(*np.nonzero(np.isfinite(matrix))):
+            value = matrix[row, column]
+            axes.text(
+                column,
+                row,
+                f"{100 * value:.0f}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color=INK if value > chance + 0.6 * (top - chance) else "white",
+            )
+    bar = figure.colorbar(drawn, ax=axes, fraction=0.045, pad=0.02, extend="min")
+    bar.set_label(f"identification accuracy (chance {chance:.2f})")
+    bar.outline.set_visible(False)
+    return svg_uri(figure)
