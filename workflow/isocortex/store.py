@@ -298,6 +298,7 @@ SPECS: dict[str, Spec] = {
             "interval_high": Array(("predictor", "region"), "f8", "upper end of the interval"),
             "p": Array(("predictor", "region"), "f8", "p-value against 0"),
             "p_corrected": Array(("predictor", "region"), "f8", "corrected p-value"),
+            "n_subjects": Array(("predictor", "region"), "i4", "subjects with a score"),
             "best_predictor": Array(("region",), "str", "best model/layer"),
             "n_voxels": Array(("region", "subject"), "i4", "responsive voxels"),
             "region": Array(("region",), "str", "name of the region"),
