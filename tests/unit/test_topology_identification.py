@@ -12,6 +12,7 @@ from isocortex.rsa.rdms import BrainRDMs, pair_labels, to_matrices, to_vectors
 from isocortex.topology import (
     TopologyOptions,
     bootstrap_accuracy,
+    bootstrap_interval,
     draw_bootstrap,
     draw_permutations,
     gram,
@@ -217,6 +218,28 @@ def test_false_positive_rate_is_the_nominal_one():
     low, high = binom.ppf([0.005, 0.995], studies, np.mean(attainable))
     assert low <= (np.array(p) <= 0.05).sum() <= high
     assert abs(np.mean(p) - 0.5) < 0.1
+
+
+@pytest.mark.parametrize(("subjects", "noise"), [(4, 1.0), (8, 1.5)])
+def test_intervals_cover_the_true_accuracy(subjects, noise):
+    """New subjects and new stimuli in every study; the truth is the mean over all studies."""
+    rng = np.random.default_rng(11)
+    found, ends = [], []
+    for study in range(80):
+        x = regions_with_noise(rng, subjects=subjects, regions=5, stimuli=20, noise=noise)
+        draws = draw_bootstrap(100, subjects=subjects, stimuli=20, resample="both", seed=study)
+        weights = draws.subjects / draws.subjects.sum(axis=1, keepdims=True)
+        samples = (bootstrap_accuracy(x, draws) * weights).sum(axis=1)
+        right = leave_one_out_distances(gram(x)).argmin(axis=-1) == np.arange(5)
+        found.append(right.mean())
+        ends.append(bootstrap_interval(samples, found[-1], interval=0.95, bounds=(0, 1)))
+        assert ends[-1][0] <= found[-1] <= ends[-1][1]
+    low, high = np.array(ends).T
+    truth = np.mean(found)
+    covered = ((low <= truth) & (truth <= high)).sum()
+    assert covered >= binom.ppf(0.005, 80, 0.95)
+    # An interval of everything would cover too.
+    assert (high - low).mean() < 0.65
 
 
 def test_left_out_regions_and_missing_subjects_are_said():

@@ -11,6 +11,7 @@ from isocortex.topology.grid import (
 from isocortex.topology.identification import (
     Draws,
     bootstrap_accuracy,
+    bootstrap_interval,
     distance_ratio,
     draw_bootstrap,
     draw_permutations,
@@ -48,6 +49,7 @@ __all__ = [
     "TopologyOptions",
     "adjacency",
     "bootstrap_accuracy",
+    "bootstrap_interval",
     "bootstrap_means",
     "compare_topology",
     "correlations",

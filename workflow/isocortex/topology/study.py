@@ -314,7 +314,6 @@ def _identify(
         logger.warning("%s needs at least 3 subjects: no result", NESTED)
         found.append(None)
     weights = draws.subjects / draws.subjects.sum(axis=1, keepdims=True)
-    tail = (1 - options.interval) / 2
     truth = np.arange(n_regions)
 
     def pooled(result: _Found) -> np.ndarray:
@@ -337,8 +336,8 @@ def _identify(
         outcome["accuracy"][k] = accuracy
         outcome["accuracy_subject"][k] = right.mean(axis=1)
         samples = pooled(result)
-        outcome["accuracy_low"][k], outcome["accuracy_high"][k] = np.quantile(
-            samples, [tail, 1 - tail]
+        outcome["accuracy_low"][k], outcome["accuracy_high"][k] = identification.bootstrap_interval(
+            samples, accuracy, interval=options.interval, bounds=(0, 1)
         )
         outcome["p"][k] = identification.permutation_p(accuracy, result.null.mean(axis=1))
         outcome["p_corrected"][k] = (
@@ -347,9 +346,10 @@ def _identify(
             else outcome["p"][k]
         )
         if reference is not None:
-            outcome["gain"][k] = accuracy - (reference.predicted == truth).mean()
-            outcome["gain_low"][k], outcome["gain_high"][k] = np.quantile(
-                samples - pooled(reference), [tail, 1 - tail]
+            gain = accuracy - (reference.predicted == truth).mean()
+            outcome["gain"][k] = gain
+            outcome["gain_low"][k], outcome["gain_high"][k] = identification.bootstrap_interval(
+                samples - pooled(reference), gain, interval=options.interval, bounds=(-1, 1)
             )
         outcome["ratio"][k] = result.ratio
         outcome["n_pairs"][k] = result.n_pairs
