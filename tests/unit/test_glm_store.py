@@ -387,3 +387,14 @@ def test_nobodys_input_is_changed(study):
     before = [file.read_bytes() for file in files]
     fit_glm(**study)
     assert [file.read_bytes() for file in files] == before
+
+
+def test_lazy_columns_copy_nothing_until_they_are_used(tmp_path):
+    from isocortex.glm.scratch import lazy_columns, scratch_array
+
+    array = scratch_array(tmp_path, "x", (7, 9000))
+    columns = np.flatnonzero(np.arange(9000) % 3)
+    lazy = lazy_columns(array, columns)
+    assert lazy.shape == (7, 6000)
+    array[:] = np.arange(7 * 9000).reshape(7, 9000)  # seen, as nothing was copied before
+    np.testing.assert_array_equal(lazy.compute(), array[:, columns])

@@ -6,15 +6,14 @@ import logging
 import tempfile
 from pathlib import Path
 
-import dask.array as da
 import numpy as np
 import xarray as xr
 
 from isocortex import bids, parallel, store
 from isocortex.errors import InputError
-from isocortex.glm.estimate import BLOCK_VOXELS
 from isocortex.glm.fit import noise_ceiling_blocks
 from isocortex.glm.images import check_grid, open_image, read_series, read_volumes
+from isocortex.glm.scratch import BLOCK_VOXELS, lazy_columns, scratch_array
 
 log = logging.getLogger(__name__)
 
@@ -83,12 +82,7 @@ def import_betas(
             raise InputError(f"{mask} is empty: give a mask with voxels")
 
     with tempfile.TemporaryDirectory(prefix="isocortex-betas-") as scratch:
-        beta = np.lib.format.open_memmap(
-            Path(scratch) / "beta.npy",
-            mode="w+",
-            dtype=np.float32,
-            shape=(n_trials, int(chosen.sum())),
-        )
+        beta = scratch_array(scratch, "beta", (n_trials, int(chosen.sum())))
         read_series(image, chosen, out=beta)
         nan, constant, outside = (np.zeros(beta.shape[1], dtype=bool) for _ in range(3))
         for start in range(0, beta.shape[1], BLOCK_VOXELS):
@@ -110,7 +104,7 @@ def import_betas(
                 f"{image} has no usable voxel ({nan.sum()} with NaN, {constant.sum()} constant, "
                 f"{outside.sum()} empty): check the image and its mask"
             )
-        blocks = da.from_array(beta, chunks=(-1, BLOCK_VOXELS))[:, keep]
+        blocks = lazy_columns(beta, keep)
         ceiling, ncsnr = noise_ceiling_blocks(
             blocks, list(table["stimulus"]), list(table["session"]), threads=threads
         )

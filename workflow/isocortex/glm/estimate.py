@@ -10,8 +10,7 @@ from nilearn.glm.contrasts import Contrast
 
 from isocortex import parallel
 from isocortex.glm.design import Design, balanced
-
-BLOCK_VOXELS = 4096
+from isocortex.glm.scratch import BLOCK_VOXELS
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from isocortex import bids, parallel, store
 from isocortex.errors import InputError
 from isocortex.glm.confounds import choose_confounds
 from isocortex.glm.design import Design, find_stimulus_column, make_design, make_trials
-from isocortex.glm.estimate import BLOCK_VOXELS, RunFit, fit_run, stimulus_z
+from isocortex.glm.estimate import RunFit, fit_run, stimulus_z
 from isocortex.glm.images import intersect_masks, read_series
 from isocortex.glm.noise_ceiling import estimate_noise_ceiling
+from isocortex.glm.scratch import BLOCK_VOXELS, lazy_columns, scratch_array
 
 log = logging.getLogger(__name__)
 
@@ -146,8 +147,8 @@ def fit_glm(
     n_volumes = [len(run.design.frame_times) for run in prepared]
 
     with tempfile.TemporaryDirectory(prefix="isocortex-glm-") as scratch:
-        beta = _scratch(scratch, "beta", (sum(n_trials), n_voxels))
-        residual = _scratch(scratch, "residual", (sum(n_volumes), n_voxels))
+        beta = scratch_array(scratch, "beta", (sum(n_trials), n_voxels))
+        residual = scratch_array(scratch, "residual", (sum(n_volumes), n_voxels))
         fits: list[RunFit] = []
         reasons = {name: np.zeros(n_voxels, dtype=bool) for name in ("nan", "constant", "negative")}
         first_trial = first_volume = 0
@@ -183,8 +184,8 @@ def fit_glm(
         dataset = _assemble(
             prepared,
             fits,
-            beta=_lazy(beta, keep),
-            residual=_lazy(residual, keep),
+            beta=lazy_columns(beta, keep),
+            residual=lazy_columns(residual, keep),
             keep=keep,
             mask=shared,
             threads=threads,
@@ -349,19 +350,6 @@ def _start_time(info: Mapping[str, Any], path: str | Path) -> float:
     if isinstance(start, bool) or not isinstance(start, int | float) or not np.isfinite(start):
         raise InputError(f"{path} has StartTime {start!r}: give it in seconds")
     return float(start)
-
-
-def _scratch(folder: str | Path, name: str, shape: tuple[int, int]) -> np.ndarray:
-    """Return a float32 array that lies in a file."""
-    return np.lib.format.open_memmap(
-        Path(folder) / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape
-    )
-
-
-def _lazy(array: np.ndarray, keep: np.ndarray) -> da.Array:
-    """Return some columns of an array as blocks that dask reads when they are written."""
-    blocks = da.from_array(array, chunks=(-1, BLOCK_VOXELS))
-    return blocks if keep.size == array.shape[1] else blocks[:, keep]
 
 
 def _find_bad_voxels(series: np.ndarray, path: Path, reasons: dict[str, np.ndarray]) -> None:
