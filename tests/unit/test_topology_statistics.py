@@ -48,6 +48,17 @@ def test_rgtm_equals_rsatoolbox(rdms):
     np.testing.assert_allclose(rgtm(rdms, 0.2, 0.8, **TOOLBOX), theirs, atol=1e-12)
 
 
+def test_ramp_values_above_a_small_upper_threshold_stay_what_they_are(rdms):
+    """rsatoolbox overwrites the ramp in place: with u at .4, everything over .4 becomes 1 there."""
+    small = 0.1 * rdms
+    ours = rgtm(small, 0.2, 0.8, **TOOLBOX)
+    np.testing.assert_allclose(ours, rgtm(rdms, 0.2, 0.8, **TOOLBOX), atol=1e-12)
+    theirs = geotopological_transform(peer(small), 0.2, 0.8).get_vectors()
+    wrong = np.abs(ours - theirs) > 1e-9
+    assert wrong.any()
+    assert (theirs[wrong] == 1).all()
+
+
 def test_rank_and_minmax_equal_rsatoolbox(rdms):
     tied = np.round(rdms, 1)
     theirs = minmax_transform(rank_transform(peer(tied))).get_vectors()
