@@ -55,19 +55,3 @@ rule trsa:
 rule encoding:
     input:
         target_encoding(),
-
-
-rule report:
-    input:
-        target_reports(),
-
-
-localrules:
-    all,
-    preprocess,
-    glm,
-    features,
-    rsa,
-    trsa,
-    encoding,
-    report,

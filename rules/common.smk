@@ -263,8 +263,26 @@ def given_betas_content(wildcards):
     return fingerprint(given_betas(wildcards))
 
 
+def given_betas_events(wildcards):
+    return str(runs_of(wildcards)[0].events)
+
+
+def given_betas_mask(wildcards):
+    mask = runs_of(wildcards)[0].mask
+    return str(mask) if mask else []
+
+
 def given_rdms(wildcards):
     return [str(run.bold) for run in runs_of(wildcards)]
+
+
+def given_rdm_stimulus_lists(wildcards):
+    """Return the file of stimulus ids of each RDM, empty where the table names none."""
+    return [str(run.events or "") for run in runs_of(wildcards)]
+
+
+def given_rdm_stimuli(wildcards):
+    return sorted({path for path in given_rdm_stimulus_lists(wildcards) if path})
 
 
 def given_rdm_regions(wildcards):
@@ -296,7 +314,10 @@ def atlas_manifest(wildcards):
 
 
 def model_options(wildcards):
-    return CONFIG["features"]["models"][wildcards.model]
+    return (
+        options("features", "batch_size", "device")
+        | CONFIG["features"]["models"][wildcards.model]
+    )
 
 
 def model_checkpoint(wildcards):
@@ -349,6 +370,13 @@ def task_regions(wildcards):
         f"{regions_prefix(subject, wildcards.task)}_dseg.nii.gz"
         for subject in STUDY.with_task(wildcards.task)
     ]
+
+
+def first_region_labels(wildcards):
+    """Return the table of region names, which is the same for all subjects."""
+    return (
+        f"{regions_prefix(STUDY.with_task(wildcards.task)[0], wildcards.task)}_dseg.tsv"
+    )
 
 
 def task_region_manifests(wildcards):
@@ -421,11 +449,16 @@ def subject_manifests(kind):
     return manifests
 
 
-def subject_regions(wildcards):
-    if not has_betas():
-        return []
-    tasks = STUDY.subjects[wildcards.subject].tasks()
-    return [f"{regions_prefix(wildcards.subject, task)}_dseg.nii.gz" for task in tasks]
+def subject_regions(name):
+    """Return an input function: a file of one subject's regions, over tasks."""
+
+    def files(wildcards):
+        if not has_betas():
+            return []
+        tasks = STUDY.subjects[wildcards.subject].tasks()
+        return [f"{regions_prefix(wildcards.subject, task)}_{name}" for task in tasks]
+
+    return files
 
 
 def subject_figures(wildcards):
@@ -438,31 +471,78 @@ def subject_figures(wildcards):
     ]
 
 
-def subject_figure_manifests(wildcards):
+def preprocess_manifests(subject):
     if ENTRY != "bids":
         return []
-    runs = STUDY.subjects[wildcards.subject].runs
+    runs = STUDY.subjects[subject].runs
     return [
-        anat("manifest.json", wildcards.subject),
-        *(func("manifest.json", wildcards.subject, run.stem) for run in runs),
+        anat("manifest.json", subject),
+        *(func("manifest.json", subject, r.stem) for r in runs),
     ]
 
 
-def subject_confounds(wildcards):
+def subject_plain_manifests(wildcards):
+    """Return the manifests of one subject's results that are not stores."""
+    return preprocess_manifests(wildcards.subject) + subject_regions("manifest.json")(
+        wildcards
+    )
+
+
+def confounds_of(subject):
+    runs = STUDY.subjects[subject].runs
     if ENTRY == "bids":
-        runs = STUDY.subjects[wildcards.subject].runs
         return [
-            func("desc-confounds_timeseries.tsv", wildcards.subject, r.stem)
-            for r in runs
+            func("desc-confounds_timeseries.tsv", subject, run.stem) for run in runs
         ]
-    if ENTRY == "derivatives":
-        return [str(run.confounds) for run in STUDY.subjects[wildcards.subject].runs]
-    return []
+    return [str(run.confounds) for run in runs if run.confounds]
+
+
+def subject_confounds(wildcards):
+    return confounds_of(wildcards.subject)
+
+
+def study_confounds():
+    return [path for subject in STUDY.subjects for path in confounds_of(subject)]
+
+
+def study_plain_manifests():
+    """Return the manifests of the study's preprocessing."""
+    return [
+        path for subject in STUDY.subjects for path in preprocess_manifests(subject)
+    ]
+
+
+def subject_anatomy(wildcards):
+    """Return the image to draw a subject's maps on, by space."""
+    images = {}
+    if ENTRY == "bids":
+        images["T1w"] = anat("desc-preproc_T1w.nii.gz", wildcards.subject)
+    return images
+
+
+def subject_anatomy_file(wildcards):
+    return list(subject_anatomy(wildcards).values())
+
+
+def stimulus_paths():
+    return {name: str(path) for name, path in STUDY.stimuli.items()}
+
+
+def analysis_config():
+    """Return the config without what the report gets otherwise: its subjects."""
+    return {
+        key: CONFIG[key]
+        for key in CONFIG
+        if key not in ("subjects", "exclude", "results")
+    }
 
 
 def study_stores(kind):
     """Return the study's stores of a kind, over tasks and measures."""
     pairs = [(task, measure) for task in STUDY.tasks for measure in STUDY.measures]
+    if kind == "betas":
+        tasks = STUDY.tasks if has_betas() else []
+        return [betas_store(s, task) for task in tasks for s in STUDY.with_task(task)]
     if kind == "rdms":
         return [rdms_store(s, t, m) for t, m in pairs for s in STUDY.with_task(t)]
     if kind == "identification":
@@ -479,7 +559,16 @@ def study_stores(kind):
             if has_searchlight()
             else []
         )
-    return [encoding_summary_store(task) for task in STUDY.tasks] if has_betas() else []
+    if not has_betas():
+        return []
+    if kind == "encoding_summary":
+        return [encoding_summary_store(task) for task in STUDY.tasks]
+    return [
+        encoding_store(subject, task, model)
+        for task in STUDY.tasks
+        for subject in STUDY.with_task(task)
+        for model in STUDY.models
+    ]
 
 
 # Targets.

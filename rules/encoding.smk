@@ -22,8 +22,14 @@ rule fit_encoding:
         mem_mb=4000,
         runtime=240,
     params:
-        options=options("encoding"),
-        seed=SEED,
+        options=options(
+            "encoding",
+            "alphas",
+            "cross_validation",
+            "min_ceiling",
+            "voxel_batch",
+            "device",
+        ),
         code=code_version("fit_encoding"),
     script:
         "../workflow/fit_encoding.py"
@@ -35,6 +41,7 @@ rule summarise_encoding:
         stores=ancient(task_encodings),
         manifests=task_encoding_manifests,
         regions=ancient(task_regions),
+        labels=ancient(first_region_labels),
         region_manifests=task_region_manifests,
     output:
         store=directory(encoding_summary_store()),
@@ -52,7 +59,7 @@ rule summarise_encoding:
         mem_mb=3000,
         runtime=60,
     params:
-        options=options("encoding"),
+        options=CONFIG["encoding"]["summary"],
         code=code_version("summarise_encoding"),
     script:
         "../workflow/summarise_encoding.py"

@@ -18,7 +18,6 @@ rule extract_features:
         runtime=120,
     params:
         options=model_options,
-        batch=options("features", "device", "batch_size"),
         stimulus_ids=list(STUDY.stimuli),
         stimuli=stimulus_content(),
         source=model_content,

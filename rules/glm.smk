@@ -4,7 +4,8 @@ if ENTRY == "betas":
         """Take over one subject's responses that were estimated elsewhere."""
         input:
             image=ancient(given_betas),
-            events=glm_events,
+            events=given_betas_events,
+            mask=given_betas_mask,
         output:
             store=directory(betas_store()),
             manifest=manifest_of(betas_store()),

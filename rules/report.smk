@@ -9,12 +9,15 @@ rule report_subject:
         searchlight_manifests=subject_manifests("searchlight"),
         encoding=ancient(subject_stores("encoding")),
         encoding_manifests=subject_manifests("encoding"),
-        regions=ancient(subject_regions),
+        regions=ancient(subject_regions("dseg.nii.gz")),
+        region_labels=ancient(subject_regions("dseg.tsv")),
         figures=ancient(subject_figures),
-        figure_manifests=subject_figure_manifests,
         confounds=ancient(subject_confounds),
+        anatomy=ancient(subject_anatomy_file),
+        stimuli=ancient(stimulus_files()),
+        manifests=subject_plain_manifests,
     output:
-        html=f"{RESULTS}/report/sub-{{subject}}.html",
+        report=f"{RESULTS}/report/sub-{{subject}}.html",
     log:
         log_of("report_subject", "sub-{subject}"),
     benchmark:
@@ -26,8 +29,12 @@ rule report_subject:
         mem_mb=3000,
         runtime=30,
     params:
-        options=options("report"),
         study=CONFIG["study"],
+        entry=ENTRY,
+        options=options("report"),
+        anatomy=subject_anatomy,
+        stimuli=stimulus_paths(),
+        stimulus_content=stimulus_content(),
         code=code_version("report_subject"),
     script:
         "../workflow/report_subject.py"
@@ -36,22 +43,29 @@ rule report_subject:
 rule report_study:
     """Write the study's report."""
     input:
-        rdms=ancient(study_stores("rdms")),
-        rdms_manifests=manifests_of(study_stores("rdms")),
         scores=ancient(study_stores("scores")),
         scores_manifests=manifests_of(study_stores("scores")),
         identification=ancient(study_stores("identification")),
         identification_manifests=manifests_of(study_stores("identification")),
         topology=ancient(study_stores("topology")),
         topology_manifests=manifests_of(study_stores("topology")),
-        searchlight_group=ancient(study_stores("searchlight_group")),
-        searchlight_group_manifests=manifests_of(study_stores("searchlight_group")),
         encoding_summary=ancient(study_stores("encoding_summary")),
         encoding_summary_manifests=manifests_of(study_stores("encoding_summary")),
+        searchlight=ancient(study_stores("searchlight_group")),
+        searchlight_manifests=manifests_of(study_stores("searchlight_group")),
+        rdms=ancient(study_stores("rdms")),
+        rdms_manifests=manifests_of(study_stores("rdms")),
+        encoding=ancient(study_stores("encoding")),
+        encoding_manifests=manifests_of(study_stores("encoding")),
+        betas=ancient(study_stores("betas")),
+        betas_manifests=manifests_of(study_stores("betas")),
         model_rdms=ancient(all_model_rdms()),
+        model_rdms_manifests=manifests_of(all_model_rdms()),
+        confounds=ancient(study_confounds()),
         stimuli=ancient(stimulus_files()),
+        manifests=study_plain_manifests(),
     output:
-        html=f"{RESULTS}/report/study.html",
+        report=f"{RESULTS}/report/study.html",
         summary=f"{RESULTS}/report/summary.json",
     log:
         log_of("report_study"),
@@ -64,10 +78,14 @@ rule report_study:
         mem_mb=3000,
         runtime=30,
     params:
-        options=options("report"),
-        config=CONFIG,
-        stimulus_ids=list(STUDY.stimuli),
+        study=CONFIG["study"],
+        entry=ENTRY,
+        subjects=list(STUDY.subjects),
         excluded=CONFIG["exclude"],
+        config=analysis_config(),
+        options=options("report"),
+        stimuli=stimulus_paths(),
+        stimulus_content=stimulus_content(),
         code=code_version("report_study"),
     script:
         "../workflow/report_study.py"

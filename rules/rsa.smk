@@ -3,8 +3,8 @@ if ENTRY == "rdms":
     rule import_rdms:
         """Take over one subject's RDMs that were made elsewhere."""
         input:
-            table=CONFIG["input"]["rdms"],
             files=given_rdms,
+            stimuli=given_rdm_stimuli,
         output:
             store=directory(rdms_store()),
             manifest=manifest_of(rdms_store()),
@@ -22,6 +22,7 @@ if ENTRY == "rdms":
             runtime=10,
         params:
             regions=given_rdm_regions,
+            stimuli=given_rdm_stimulus_lists,
             code=code_version("import_rdms"),
         script:
             "../workflow/import_rdms.py"
@@ -34,7 +35,7 @@ else:
             betas=ancient(betas_store()),
             betas_manifest=manifest_of(betas_store()),
             regions=ancient(f"{regions_prefix()}_dseg.nii.gz"),
-            labels=ancient(f"{regions_prefix()}_dseg.tsv"),
+            region_labels=ancient(f"{regions_prefix()}_dseg.tsv"),
             regions_manifest=f"{regions_prefix()}_manifest.json",
         output:
             store=directory(rdms_store()),

@@ -41,9 +41,9 @@ class Run:
     sidecars
         Its JSON files, from the dataset's root down (the inheritance principle).
     events
-        Its events table, or None.
+        Its events table, or None; where RDMs are given, the list of their stimuli.
     mask, confounds
-        For derivatives: brain mask and confounds table.
+        For derivatives: brain mask and confounds table; for given betas, their mask.
     """
 
     subject: str

@@ -164,13 +164,29 @@ def _index_table(table: Path, entry: str, chosen: Mapping[str, Any]) -> dict[str
             file = table.parent / row["image" if entry == "betas" else "file"]
             if not file.is_file():
                 raise InputError(f"{table}: {file} of subject {label} is missing: correct the path")
-            events = table.parent / row["events"] if entry == "betas" else None
-            if events is not None and not events.is_file():
-                raise InputError(
-                    f"{table}: {events} of subject {label} is missing: correct the path"
+            beside = {
+                key: table.parent / row[key]
+                for key in ("events", "stimuli", "mask")
+                if row.get(key)
+            }
+            for path in beside.values():
+                if not path.is_file():
+                    raise InputError(
+                        f"{table}: {path} of subject {label} is missing: correct the path"
+                    )
+            runs.append(
+                bids.Run(
+                    label,
+                    "",
+                    task,
+                    row.get("region", ""),
+                    f"{task}/{file.stem}",
+                    file,
+                    (),
+                    beside.get("events" if entry == "betas" else "stimuli"),
+                    beside.get("mask"),
                 )
-            run = row.get("region", "")
-            runs.append(bids.Run(label, "", task, run, f"{task}/{file.stem}", file, (), events))
+            )
         if not runs:
             raise InputError(f"{table}: subject {label} has no row of the chosen tasks")
         keys = [(run.task, run.label) for run in runs]
