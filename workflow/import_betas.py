@@ -6,8 +6,8 @@ from isocortex.provenance import job_log
 if __name__ == "__main__":
     with job_log(snakemake.log[0], where=f"import_betas sub-{snakemake.wildcards.subject}"):
         import_betas(
-            image=snakemake.input.image,
-            events=snakemake.input.events,
+            image=str(snakemake.input.image),
+            events=str(snakemake.input.events),
             mask=snakemake.input.get("mask"),
             out=snakemake.output.store,
             subject=snakemake.wildcards.subject,
