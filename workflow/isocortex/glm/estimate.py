@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import dask
 import numpy as np
 from nilearn.glm.contrasts import Contrast
+from threadpoolctl import threadpool_limits
 
 from isocortex import parallel
 from isocortex.glm.design import Design, balanced
@@ -89,12 +90,14 @@ def fit_run(
     matrix, norms = balanced(design)
     n_volumes, n_regressors = matrix.shape
     n_voxels = data.shape[1]
-    left, values, right = np.linalg.svd(matrix, full_matrices=False)
-    pseudo_inverse = ((right.T / values) @ left.T) / norms[:, None]
+    # On one thread: the number of cores must not change the last bits.
+    with threadpool_limits(limits=1):
+        left, values, right = np.linalg.svd(matrix, full_matrices=False)
+        pseudo_inverse = ((right.T / values) @ left.T) / norms[:, None]
+        nuisance = _basis(matrix, design.nuisance_columns)
+        drift = _basis(matrix, design.drift_columns)
     to_beta = pseudo_inverse[design.trial_columns]
     mean_response = to_beta.mean(axis=0)
-    nuisance = _basis(matrix, design.nuisance_columns)
-    drift = _basis(matrix, design.drift_columns)
     dof = n_volumes - n_regressors
 
     squares = np.empty((2, n_voxels))

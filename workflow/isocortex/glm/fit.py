@@ -31,7 +31,7 @@ _WEAK = 5.0
 
 
 @dataclass(frozen=True)
-class Run:
+class PreparedRun:
     """One run, checked, with its design; its images are not read yet."""
 
     name: str
@@ -239,7 +239,7 @@ def _prepare_runs(
     confound_columns: str | Sequence[str],
     trial_options: Mapping[str, Any],
     design_options: Mapping[str, Any],
-) -> list[Run]:
+) -> list[PreparedRun]:
     """Check all that can be checked without the images' data, and make the designs."""
     lengths = {
         "masks": len(mask),
@@ -264,7 +264,7 @@ def _prepare_runs(
             f"glm.confound_columns asks for {confound_columns} but there is no confounds "
             f"table beside {bold[0]}: add the tables or set it to none"
         )
-    prepared: list[Run] = []
+    prepared: list[PreparedRun] = []
     conditions: set[str] = set()
     for index, path in enumerate(map(Path, bold)):
         name, session = str(runs[index]["run"]), str(runs[index]["session"] or "")
@@ -314,7 +314,7 @@ def _prepare_runs(
         if other:
             log.info("%s: %d events are no trials", Path(events[index]).name, other)
         prepared.append(
-            Run(
+            PreparedRun(
                 name=name,
                 session=session,
                 bold=path,
@@ -414,7 +414,7 @@ def noise_ceiling_blocks(
 
 
 def _assemble(
-    runs: Sequence[Run],
+    runs: Sequence[PreparedRun],
     fits: Sequence[RunFit],
     *,
     beta: da.Array,
@@ -467,7 +467,7 @@ def _assemble(
     )
 
 
-def _describe(run: Run, fit: RunFit) -> dict[str, Any]:
+def _describe(run: PreparedRun, fit: RunFit) -> dict[str, Any]:
     """Return what a report says about a run's design."""
     design = run.design
     weak = np.flatnonzero(fit.beta_se > _WEAK * np.median(fit.beta_se))
@@ -498,7 +498,7 @@ def _describe(run: Run, fit: RunFit) -> dict[str, Any]:
 
 
 def _methods(
-    runs: Sequence[Run],
+    runs: Sequence[PreparedRun],
     counts: Mapping[str, int],
     *,
     hrf: str,
