@@ -192,6 +192,18 @@ def test_missing_regions_constant_layers_and_excluded_pairs():
         dataset(np.full_like(brain, np.nan), models, 14)
 
 
+def test_one_subject_is_compared_over_stimuli_alone():
+    rng = np.random.default_rng(8)
+    brain, models = planted(rng, subjects=1, stimuli=20, noise=0.5)
+    result = dataset(brain, models, 20)
+    right = result.sel(statistic="rank_rdm", region="region0", predictor="net/layer2")
+    assert right["interval_low"] < right["score"] < right["interval_high"]
+    assert right["p"] < 0.01
+    none = dataset(brain, models, 20, resample="subjects")
+    assert np.isnan(none["p"]).all()
+    np.testing.assert_array_equal(none["score"], result["score"])
+
+
 def test_stage_joins_models_by_stimulus_and_repeats_its_bytes(tmp_path):
     rng = np.random.default_rng(7)
     brain, models = planted(rng, subjects=3, stimuli=10, noise=0.4)
