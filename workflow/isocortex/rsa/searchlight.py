@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 SEARCHLIGHT_COMPARISONS = ("pearson", "spearman")
 MINIMUM_SUBJECTS = 5
 """With fewer subjects the smallest p-value that sign flips can give, 1 / 2^n, is over .05."""
-_BLOCK_BYTES = 48 << 20
+_BLOCK_BYTES = 16 << 20
 
 
 def sphere_offsets(radius: float, affine: np.ndarray) -> np.ndarray:
@@ -115,29 +115,50 @@ def searchlight_scores(
     Patterns are gathered, centred and scaled in float32, so a block of RDMs is one batched matrix
     product; Pearson scores come from the square matrices without picking out pairs.
     """
-    n = len(means)
-    # A first centring over all voxels keeps float32 exact; distances do not change by it.
+    table = _pattern_table(means)
+    weights = _model_weights(models, comparison)
+    return _score_block(table, members, weights, comparison)
+
+
+def _pattern_table(means: np.ndarray) -> np.ndarray:
+    """Return patterns as float32 rows of voxels, a row of zeros at the end for missing ones.
+
+    A first centring of each pattern over all voxels keeps float32 exact; no score changes by it.
+    """
     centred = np.asarray(means, dtype=np.float64)
     centred = centred - centred.mean(axis=1, keepdims=True)
-    scale = np.abs(centred).max() or 1.0
-    table = np.zeros((centred.shape[1] + 1, n), dtype=np.float32)
-    table[:-1] = (centred / scale).T
-    vectors = embed(models, comparison=comparison)
-    if comparison == "spearman":
-        weights = vectors.astype(np.float32).T
-    else:
-        weights = to_matrices(vectors).reshape(len(vectors), n * n).astype(np.float32).T
+    table = np.zeros((centred.shape[1] + 1, len(centred)), dtype=np.float32)
+    table[:-1] = (centred / (np.abs(centred).max() or 1.0)).T
+    return table
 
-    held = (members < centred.shape[1]).sum(axis=1)
-    gathered = table[members]
+
+def _model_weights(models: np.ndarray, comparison: str) -> np.ndarray:
+    """Return what RDMs are multiplied by: of ranked pairs, or of whole square matrices."""
+    vectors = embed(models, comparison=comparison)
+    if comparison == "pearson":
+        vectors = to_matrices(vectors).reshape(len(vectors), -1)
+    return vectors.astype(np.float32).T
+
+
+def _score_block(
+    table: np.ndarray, members: np.ndarray, weights: np.ndarray, comparison: str
+) -> np.ndarray:
+    """Return scores, (n_models, n_centres), of one block of neighbourhoods."""
+    missing = len(table) - 1
+    n = table.shape[1]
+    there = members < missing
+    held = there.sum(axis=1)
+    gathered = table.take(members, axis=0)
     size = np.einsum("ckn,ckn->cn", gathered, gathered)
-    total = gathered.sum(axis=1, dtype=np.float32)
-    gathered -= (total / np.maximum(held, 1)[:, None])[:, None, :]
-    gathered[members == centred.shape[1]] = 0.0
+    gathered -= (gathered.sum(axis=1) / np.maximum(held, 1)[:, None].astype(np.float32))[:, None]
+    if not there.all():
+        gathered[~there] = 0.0
     norm = np.sqrt(np.einsum("ckn,ckn->cn", gathered, gathered))
     constant = (norm <= 1e-5 * np.sqrt(size)).any(axis=1)
-    gathered /= np.where(norm > 0, norm, 1.0)[:, None, :]
     kernel = gathered.transpose(0, 2, 1) @ gathered
+    scale = 1.0 / np.where(norm > 0, norm, 1.0)
+    kernel *= scale[:, :, None]
+    kernel *= scale[:, None, :]
     if comparison == "spearman":
         i, j = pair_indices(n)
         ranks = rankdata(-kernel[:, i, j], axis=1).astype(np.float32)
@@ -147,8 +168,7 @@ def searchlight_scores(
     else:
         flat = kernel.reshape(len(kernel), n * n)
         flat[:, :: n + 1] = 0.0
-        pairs = n * (n - 1) / 2
-        mean = 0.5 * flat.sum(axis=1, dtype=np.float64) / pairs
+        mean = flat.sum(axis=1, dtype=np.float64) / (n * (n - 1))
         # Deviations of similarities from their mean: dissimilarities with the sign turned.
         flat -= mean.astype(np.float32)[:, None]
         flat[:, :: n + 1] = 0.0
@@ -228,6 +248,7 @@ def map_searchlight(
             f"a searchlight of {radius} mm holds {len(offsets)} voxels of {where}, fewer than "
             f"searchlight.min_voxels = {min_voxels}: enlarge searchlight.radius"
         )
+    table, weights = _pattern_table(means), _model_weights(models.dissimilarity, comparison)
     # Three float32 arrays of a block are alive at once; the block is what bounds the memory.
     n = len(stimuli)
     each = 4 * (3 * n * len(offsets) + 3 * n * n) + 48 * len(offsets)
@@ -238,9 +259,7 @@ def map_searchlight(
         full = np.full((len(models.predictors), len(block)), np.nan, dtype=np.float32)
         enough = sizes >= min_voxels
         if enough.any():
-            full[:, enough] = searchlight_scores(
-                means, members[enough], models.dissimilarity, comparison=comparison
-            )
+            full[:, enough] = _score_block(table, members[enough], weights, comparison)
         return full, sizes
 
     import dask
