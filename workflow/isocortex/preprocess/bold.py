@@ -1,0 +1,175 @@
+"""Preprocess one BOLD run: the function behind the rule preprocess_bold."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from isocortex import provenance
+from isocortex.errors import InputError
+from isocortex.preprocess.images import merge_sidecars, open_image, read_timing
+from isocortex.preprocess.outputs import put_all, sources_of
+from isocortex.preprocess.registration import TEMPLATE, make_deterministic
+from isocortex.preprocess.workflows import init_bold_wf, run_workflow
+
+logger = logging.getLogger(__name__)
+
+
+def preprocess_bold(
+    bold: str | Path,
+    *,
+    sidecars: Sequence[str | Path],
+    anatomy: Mapping[str, str | Path],
+    subject: str,
+    run: str,
+    outputs: Mapping[str, str | Path | Sequence[str | Path]],
+    options: Mapping[str, object],
+    seed: int,
+    log: str | Path,
+    temporary: str | Path | None = None,
+    threads: int = 1,
+    mem_mb: int = 4000,
+    code: str = "",
+) -> None:
+    """Motion, slice timing, coregistration, one resampling a space, mask and confounds.
+
+    Parameters
+    ----------
+    bold
+        Raw run, 4D NIfTI.
+    sidecars
+        Its JSON files, the dataset's root first.
+    anatomy
+        Outputs of `preprocess_anat`: t1w, mask, dseg, gm, wm, csf, to_template.
+    subject, run
+        Labels, for messages and the manifest.
+    outputs
+        Name to file: bold, mask, boldref, sidecar (a list each, in the order of
+        ``options["spaces"]``), confounds, confounds_json, motion, to_t1w, figures (a folder),
+        manifest.
+    options
+        The config's ``preprocess`` section: spaces, resolution, slice_timing, dummy_scans,
+        fd_threshold, dvars_threshold, high_pass, compcor_components.
+    seed
+        Of ANTs' sampling.
+    log
+        The rule's log; a crash report goes beside it as ``<log stem>.crash.txt``.
+    temporary
+        Folder for the working folder; the system's by default.
+    threads, mem_mb
+        What the job may use.
+    code
+        Digest of the code, for the manifest.
+
+    Raises
+    ------
+    InputError
+        The run or its sidecar cannot be used as they are.
+    RuntimeError
+        A step failed; the message names it and the crash report.
+
+    Notes
+    -----
+    Slices are brought to the middle of the volume's acquisition, and StartTime in the sidecar
+    says so; without SliceTiming nothing is corrected and StartTime is 0. The outputs appear
+    together, the manifest last.
+    """
+    bold = Path(bold)
+    unknown = set(options) - {
+        "spaces",
+        "resolution",
+        "slice_timing",
+        "dummy_scans",
+        "fd_threshold",
+        "dvars_threshold",
+        "high_pass",
+        "compcor_components",
+    }
+    if unknown:
+        raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+    image = open_image(bold)
+    if len(image.shape) != 4 or image.shape[3] == 1:
+        shape = "x".join(map(str, image.shape))
+        raise InputError(f"BOLD {bold} is one volume ({shape}): give a 4D run")
+    timing = read_timing(image, merge_sidecars(sidecars), bold)
+    spaces = [str(space) for space in options["spaces"]]
+    n_dummy = None if options["dummy_scans"] == "auto" else int(options["dummy_scans"])
+    if n_dummy is not None and n_dummy > image.shape[3] - 5:
+        raise InputError(
+            f"preprocess.dummy_scans is {n_dummy} but {bold} has {image.shape[3]} volumes: "
+            "set it lower"
+        )
+    corrected = bool(options["slice_timing"]) and timing.slice_times is not None
+    if timing.slice_times is None:
+        logger.info("no SliceTiming in the sidecar: slices are not corrected")
+    elif not corrected:
+        logger.info("preprocess.slice_timing is off: slices are not corrected")
+    make_deterministic(seed)
+    log = Path(log)
+    where = f"sub-{subject} {run}"
+    with tempfile.TemporaryDirectory(prefix="isocortex-bold-", dir=temporary) as folder:
+        workflow = init_bold_wf(
+            timing=timing,
+            spaces=spaces,
+            resolution=float(options["resolution"]),
+            correct_slices=corrected,
+            dummy_scans=n_dummy,
+            fd_threshold=float(options["fd_threshold"]),
+            dvars_threshold=float(options["dvars_threshold"]),
+            high_pass=float(options["high_pass"]),
+            n_compcor=int(options["compcor_components"]),
+            series_gb=float(np.prod(image.shape)) * 4e-9,
+            seed=seed,
+            threads=threads,
+        )
+        start = workflow.get_node("inputnode").inputs
+        start.bold = str(bold.resolve())
+        for name in ("t1w", "mask", "dseg", "gm", "wm", "csf", "to_template"):
+            setattr(start, name, str(Path(anatomy[name]).resolve()))
+        made = dict(
+            run_workflow(
+                workflow,
+                folder=Path(folder),
+                crash_file=log.with_name(f"{log.stem}.crash.txt"),
+                where=where,
+                threads=threads,
+                mem_mb=mem_mb,
+            )
+        )
+        qc = made.pop("qc")
+        wanted: dict[str, Path] = {}
+        for name, value in outputs.items():
+            if name in ("bold", "mask", "boldref", "sidecar"):
+                files = [value] if isinstance(value, str | Path) else list(value)
+                wanted |= {f"{name}_{s}": Path(p) for s, p in zip(spaces, files, strict=True)}
+            else:
+                wanted[name] = Path(value)
+        start_time = timing.reference_time if corrected else 0.0
+        for space in spaces:
+            path = Path(folder) / f"sidecar_{space}.json"
+            content = {
+                "RepetitionTime": timing.repetition_time,
+                "StartTime": round(start_time, 6),
+                "SliceTimingCorrected": corrected,
+                "SkullStripped": False,
+                "Resolution": f"{float(options['resolution']):g} mm isotropic",
+                "Sources": sources_of([bold]),
+                "NumberOfVolumesNonSteadyState": qc["n_non_steady_state"],
+            }
+            if space == TEMPLATE:
+                content["SpatialReference"] = TEMPLATE
+            provenance.write_json(path, content)
+            made[f"sidecar_{space}"] = path
+        put_all(
+            made,
+            wanted,
+            sources=[bold, *sidecars, *anatomy.values()],
+            code=code,
+            subject=subject,
+            run=run,
+            qc=qc,
+        )

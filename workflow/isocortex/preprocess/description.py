@@ -1,0 +1,51 @@
+"""dataset_description.json and .bidsignore of the derivatives folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import isocortex
+from isocortex import provenance
+
+_IGNORE = """\
+# not BIDS: provenance and the pictures of the reports
+**/*manifest.json
+**/.*.provenance.json
+**/figures/
+**/*_desc-hmc_xfm.tsv
+"""
+
+
+def describe_derivatives(*, raw: str | Path, description: str | Path, ignore: str | Path) -> None:
+    """Describe the derivatives folder; it depends on no subject.
+
+    Parameters
+    ----------
+    raw
+        The raw dataset's folder.
+    description, ignore
+        dataset_description.json and .bidsignore to write.
+    """
+    link = os.path.relpath(Path(raw).resolve(), Path(description).resolve().parent)
+    provenance.write_json(
+        description,
+        {
+            "Name": "isocortex preprocessed BOLD",
+            "BIDSVersion": "1.10.0",
+            "DatasetType": "derivative",
+            "GeneratedBy": [
+                {
+                    "Name": "isocortex",
+                    "Version": isocortex.__version__,
+                    "Description": "Preprocessing with nipype and ANTs",
+                }
+            ],
+            "SourceDatasets": [{"URL": link}],
+            "DatasetLinks": {"raw": link},
+        },
+    )
+    path = Path(ignore)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(_IGNORE)
+    temporary.replace(path)

@@ -1,0 +1,295 @@
+"""Reading raw images with every check that bad recordings need, and writing derivatives."""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from isocortex.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+_AXES = {"i": 0, "j": 1, "k": 2}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """When the volumes and slices of a run were recorded.
+
+    Attributes
+    ----------
+    repetition_time
+        Seconds between volumes.
+    slice_times
+        Seconds after the volume's start, one a slice in the order of the array's axis; None
+        where the sidecar has none.
+    slice_axis
+        Array axis of the slices.
+    """
+
+    repetition_time: float
+    slice_times: tuple[float, ...] | None
+    slice_axis: int
+
+    @property
+    def reference_time(self) -> float:
+        """Seconds after the volume's start that corrected slices refer to: the middle slice."""
+        if self.slice_times is None:
+            return 0.0
+        first, last = min(self.slice_times), max(self.slice_times)
+        return first + (last - first) / 2
+
+
+def open_image(path: str | Path) -> nib.Nifti1Image:
+    """Open a NIfTI image, or say what is wrong with it.
+
+    Raises
+    ------
+    InputError
+        There is no such file, or it is not NIfTI.
+    """
+    try:
+        return nib.load(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: restore it or exclude its subject") from None
+    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+        raise InputError(
+            f"{path} is not a readable NIfTI image ({_first_line(error)}): restore the file"
+        ) from None
+
+
+def read_values(image: nib.Nifti1Image, path: str | Path) -> np.ndarray:
+    """All voxel values, scaled, as float32.
+
+    Raises
+    ------
+    InputError
+        The file ends before its header's shape is filled, or is damaged.
+    """
+    try:
+        return np.asarray(image.dataobj, dtype=np.float32)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise InputError(
+            f"truncated or damaged image data in {path} ({_first_line(error)}): restore the file"
+        ) from None
+
+
+def read_anatomy(path: str | Path) -> nib.Nifti1Image:
+    """Read a T1w volume as float32 with a well-formed affine.
+
+    A fourth dimension of length one is dropped; NaN voxels become zero and are counted in the
+    log.
+
+    Raises
+    ------
+    InputError
+        Not readable, not three-dimensional, thinner than 10 voxels, or constant.
+    """
+    image = open_image(path)
+    values = read_values(image, path)
+    if values.ndim == 4 and values.shape[3] == 1:
+        values = values[..., 0]
+    if values.ndim != 3:
+        raise InputError(f"T1w {path} has {values.ndim} dimensions: give one 3D volume")
+    if min(values.shape) < 10:
+        raise InputError(f"T1w {path} has the shape {values.shape}: give a whole-head volume")
+    bad = ~np.isfinite(values)
+    if bad.any():
+        logger.info("%d NaN or infinite voxels set to 0 in %s", bad.sum(), path)
+        values = np.where(bad, 0, values)
+    if values.max() == values.min():
+        raise InputError(f"T1w {path} is constant ({values.min():g}): restore the file")
+    return as_image(values, clean_affine(image, path))
+
+
+def read_series(path: str | Path) -> nib.Nifti1Image:
+    """Read a BOLD run as float32.
+
+    Single NaN voxels become 0 and are counted in the log (they are outside the brain in what
+    scanners write); whole volumes of NaN are an error.
+
+    Raises
+    ------
+    InputError
+        Not readable, not four-dimensional, fewer than 5 volumes, or volumes that are NaN or
+        empty throughout.
+    """
+    image = open_image(path)
+    if len(image.shape) != 4 or image.shape[3] == 1:
+        shape = "x".join(map(str, image.shape))
+        raise InputError(f"BOLD {path} is one volume ({shape}): give a 4D run")
+    if image.shape[3] < 5:
+        raise InputError(f"BOLD {path} has {image.shape[3]} volumes: give at least 5")
+    values = read_values(image, path)
+    bad = ~np.isfinite(values)
+    if bad.any():
+        whole = np.flatnonzero(bad.all(axis=(0, 1, 2)))
+        if len(whole):
+            raise InputError(
+                f"volumes {_some(whole)} of {path} are NaN throughout: "
+                "cut them off or exclude the run"
+            )
+        logger.info("%d NaN or infinite values set to 0 in %s", bad.sum(), path)
+        values[bad] = 0
+    empty = np.flatnonzero(values.max(axis=(0, 1, 2)) == values.min(axis=(0, 1, 2)))
+    if len(empty):
+        raise InputError(
+            f"volumes {_some(empty)} of {path} are constant throughout: "
+            "cut them off or exclude the run"
+        )
+    return as_image(values, clean_affine(image, path))
+
+
+def clean_affine(image: nib.Nifti1Image, path: str | Path) -> np.ndarray:
+    """An image's affine, checked to be invertible and free of shear.
+
+    Raises
+    ------
+    InputError
+        The affine is singular, has a zero or NaN, or is sheared by more than a degree.
+    """
+    affine = np.array(image.affine, float)
+    with np.errstate(invalid="ignore"):
+        size = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.all(np.isfinite(affine)) or (size < 1e-3).any():
+        raise InputError(f"no usable affine in {path}: set its sform or qform")
+    direction = affine[:3, :3] / size
+    left, _, right = np.linalg.svd(direction)
+    rotation = left @ right
+    if np.abs(direction - rotation).max() > np.sin(np.radians(1.0)):
+        raise InputError(f"sheared affine in {path}: give an image on an orthogonal grid")
+    # headers hold float32: the small shear of rounding would stop ITK
+    affine[:3, :3] = rotation * size
+    return affine
+
+
+def read_timing(image: nib.Nifti1Image, metadata: Mapping[str, Any], path: str | Path) -> Timing:
+    """Repetition time and slice times of a run, from its sidecar and header.
+
+    Parameters
+    ----------
+    image
+        The raw run, as opened.
+    metadata
+        The merged sidecars.
+    path
+        The run, for messages.
+
+    Raises
+    ------
+    InputError
+        RepetitionTime is missing, is not positive, or differs from the header's by more than
+        1 %; SliceTiming has another length than there are slices, or values outside of
+        [0, RepetitionTime).
+    """
+    header = _header_repetition_time(image)
+    value = metadata.get("RepetitionTime", header)
+    if value is None:
+        raise InputError(f"RepetitionTime is missing for {path}: add it to its JSON sidecar")
+    if not isinstance(value, int | float) or not value > 0:
+        raise InputError(f"RepetitionTime is {value!r} for {path}: give seconds in its sidecar")
+    value = float(value)
+    if header is not None and abs(header - value) > 0.01 * value:
+        raise InputError(
+            f"RepetitionTime is {value:g} s in the sidecar but {header:g} s in the header of "
+            f"{path}: correct the wrong one"
+        )
+    direction = str(metadata.get("SliceEncodingDirection", "k"))
+    if direction[:1] not in _AXES or direction[1:] not in ("", "-"):
+        raise InputError(
+            f"SliceEncodingDirection is {direction!r} for {path}: give i, j, k, i-, j- or k-"
+        )
+    axis = _AXES[direction[0]]
+    times = metadata.get("SliceTiming")
+    if times is None:
+        return Timing(value, None, axis)
+    if not isinstance(times, list) or not all(isinstance(t, int | float) for t in times):
+        raise InputError(f"SliceTiming is not a list of numbers for {path}: correct its sidecar")
+    if len(times) != image.shape[axis]:
+        raise InputError(
+            f"SliceTiming has {len(times)} values for the {image.shape[axis]} slices of {path}: "
+            "correct its sidecar"
+        )
+    if min(times) < 0 or max(times) >= value * 1.0005:
+        raise InputError(
+            f"SliceTiming runs from {min(times):g} to {max(times):g} s with a RepetitionTime of "
+            f"{value:g} s for {path}: give seconds after the volume's start"
+        )
+    if direction.endswith("-"):
+        times = times[::-1]
+    return Timing(value, tuple(float(t) for t in times), axis)
+
+
+def merge_sidecars(paths: Sequence[str | Path]) -> dict[str, Any]:
+    """Merge JSON sidecars, root first: a later file's keys win (BIDS inheritance).
+
+    Raises
+    ------
+    InputError
+        A file is not JSON or not an object.
+    """
+    import json
+
+    merged: dict[str, Any] = {}
+    for path in paths:
+        try:
+            content = json.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path} is not readable JSON ({_first_line(error)}): correct the file"
+            ) from None
+        if not isinstance(content, dict):
+            raise InputError(f"{path} is not a JSON object: correct the file")
+        merged |= content
+    return merged
+
+
+def as_image(
+    values: np.ndarray, affine: np.ndarray, *, repetition_time: float | None = None
+) -> nib.Nifti1Image:
+    """A NIfTI image with both affines set, in mm and seconds."""
+    image = nib.Nifti1Image(values, affine)
+    image.set_sform(affine, 1)
+    image.set_qform(affine, 1)
+    image.header.set_xyzt_units("mm", "sec")
+    if repetition_time is not None:
+        image.header.set_zooms([*image.header.get_zooms()[:3], repetition_time])
+    return image
+
+
+def save_image(
+    path: str | Path,
+    values: np.ndarray,
+    affine: np.ndarray,
+    *,
+    repetition_time: float | None = None,
+) -> str:
+    """Write a NIfTI file; the same values give the same bytes. Returns the path as text."""
+    nib.save(as_image(values, affine, repetition_time=repetition_time), path)
+    return str(path)
+
+
+def _header_repetition_time(image: nib.Nifti1Image) -> float | None:
+    zooms = image.header.get_zooms()
+    if len(zooms) < 4 or not zooms[3] > 0:
+        return None
+    unit = image.header.get_xyzt_units()[1]
+    factor = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}.get(unit)
+    # converters that know no repetition time leave 1 and no unit
+    return None if factor is None else float(zooms[3]) * factor
+
+
+def _some(numbers: np.ndarray) -> str:
+    shown = ", ".join(str(n) for n in numbers[:5])
+    return shown if len(numbers) <= 5 else f"{shown} and {len(numbers) - 5} more"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,91 @@
+"""Putting a rule's files in place together, and BIDS URIs of their sources."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from isocortex import provenance
+
+
+def put_all(
+    made: Mapping[str, str | Path],
+    outputs: Mapping[str, str | Path],
+    *,
+    sources: Sequence[str | Path],
+    code: str,
+    **extra: Any,
+) -> None:
+    """Copy every file beside its place, then rename all, then write the manifest.
+
+    Parameters
+    ----------
+    made
+        Name to finished file or folder in the working folder.
+    outputs
+        Name to final path, with the same names and ``manifest``.
+    sources
+        Inputs, for the manifest.
+    code
+        Digest of the code.
+    **extra
+        Further entries of the manifest.
+
+    Raises
+    ------
+    ValueError
+        The names of what was made and of what is wanted differ.
+    """
+    wanted = {name: Path(path) for name, path in outputs.items() if name != "manifest"}
+    if set(wanted) != set(made):
+        odd = ", ".join(sorted(set(wanted) ^ set(made)))
+        raise ValueError(f"made and wanted outputs differ in: {odd}")
+    manifest = Path(outputs["manifest"])
+    manifest.unlink(missing_ok=True)
+    waiting: list[tuple[Path, Path]] = []
+    try:
+        for name, final in wanted.items():
+            final.parent.mkdir(parents=True, exist_ok=True)
+            beside = final.with_name(f".{os.getpid()}.{final.name}")
+            waiting.append((beside, final))
+            if Path(made[name]).is_dir():
+                shutil.copytree(made[name], beside, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(made[name], beside)
+        for beside, final in waiting:
+            if final.is_dir():
+                shutil.rmtree(final)
+            beside.replace(final)
+    except BaseException:
+        for beside, _ in waiting:
+            if beside.is_dir():
+                shutil.rmtree(beside, ignore_errors=True)
+            else:
+                beside.unlink(missing_ok=True)
+        raise
+    provenance.write_manifest(
+        manifest, outputs=wanted, sources=sources, code=code, spec="preprocess", **extra
+    )
+
+
+def sources_of(paths: Sequence[str | Path], dataset: str = "raw") -> list[str]:
+    """BIDS URIs of files: the part of each path from its subject's folder on.
+
+    Parameters
+    ----------
+    paths
+        Files inside a BIDS dataset.
+    dataset
+        Its name in ``DatasetLinks`` of dataset_description.json; "" is this dataset itself.
+    """
+    uris = []
+    for path in map(Path, paths):
+        parts = path.parts
+        start = next(
+            (n for n, part in enumerate(parts[:-1]) if part.startswith("sub-")), len(parts) - 1
+        )
+        uris.append(f"bids:{dataset}:" + "/".join(parts[start:]))
+    return uris

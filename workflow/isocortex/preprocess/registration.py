@@ -1,0 +1,581 @@
+"""Registration, bias field and tissue classes by ANTs, reproducible to the byte."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import ants
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from isocortex.preprocess.images import as_image
+from isocortex.preprocess.resampling import resample_volume
+from isocortex.preprocess.transforms import (
+    AffineTransform,
+    Transform,
+    apply_chain,
+    grid_points,
+    read_transforms,
+    rigid_matrix,
+    write_itk_affine,
+)
+
+logger = logging.getLogger(__name__)
+
+TEMPLATE = "MNI152NLin2009aSym"
+_BIAS_GRID = 6.0  # mm
+_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def make_deterministic(seed: int) -> None:
+    """Let ANTs give the same bytes each time in this process; costs it its threads."""
+    ants.config.set_ants_deterministic(on=True, seed_value=int(seed))
+    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
+
+
+def to_ants(image: nib.Nifti1Image) -> ants.ANTsImage:
+    """A nibabel image as an ANTs image (float32, LPS+)."""
+    affine = _LPS @ image.affine
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    return ants.from_numpy(
+        np.asarray(image.dataobj, dtype=np.float32),
+        origin=affine[:3, 3].tolist(),
+        spacing=spacing.tolist(),
+        direction=affine[:3, :3] / spacing,
+    )
+
+
+def load_template(resolution: float, kind: str = "T1w") -> nib.Nifti1Image:
+    """The MNI152NLin2009aSym template (skull-stripped) that nilearn's package carries.
+
+    Parameters
+    ----------
+    resolution
+        Voxel size, mm.
+    kind
+        "T1w", "mask", "GM" or "WM" (the last two are probabilities).
+    """
+    from nilearn import datasets
+
+    load = {
+        "T1w": datasets.load_mni152_template,
+        "mask": datasets.load_mni152_brain_mask,
+        "GM": datasets.load_mni152_gm_template,
+        "WM": datasets.load_mni152_wm_template,
+    }[kind]
+    if float(resolution).is_integer():
+        image = load(resolution=int(resolution))
+    else:
+        from nilearn.image import resample_img
+
+        kind_order = "nearest" if kind == "mask" else "continuous"
+        image = resample_img(
+            load(resolution=1),
+            np.eye(3) * resolution,
+            interpolation=kind_order,
+            force_resample=True,
+            copy_header=True,
+        )
+    return as_image(np.asarray(image.get_fdata(), dtype=np.float32), image.affine)
+
+
+def downsample(image: nib.Nifti1Image, resolution: float) -> nib.Nifti1Image:
+    """An image smoothed and resampled to isotropic voxels along its own axes.
+
+    An image that is at most that fine already is returned as it is.
+    """
+    size = np.linalg.norm(image.affine[:3, :3], axis=0)
+    factor = resolution / size
+    if (factor <= 1.05).all():
+        return image
+    values = np.asarray(image.dataobj, np.float32)
+    # sigma of the Gaussian that takes the old voxel's width to the new one's
+    sigma = np.sqrt(np.maximum(factor**2 - 1, 0)) / 2.355
+    smooth = ndimage.gaussian_filter(values, sigma, mode="nearest")
+    factor = np.maximum(factor, 1.0)
+    shape = np.maximum(np.floor((np.array(values.shape) - 1) / factor).astype(int) + 1, 1)
+    affine = np.array(image.affine)
+    affine[:3, :3] = image.affine[:3, :3] * factor
+    points = grid_points(shape, affine)
+    return as_image(resample_volume(smooth, image.affine, points, shape, order=1), affine)
+
+
+def correct_bias(image: nib.Nifti1Image, *, mask: np.ndarray | None = None) -> np.ndarray:
+    """Divide out the bias field (N4, on a grid of 6 mm).
+
+    Parameters
+    ----------
+    image
+        A T1w volume or BOLD reference.
+    mask
+        Where the field is fitted; Otsu's foreground by default.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32, never negative, with the foreground's median unchanged.
+    """
+    values = np.maximum(np.asarray(image.dataobj, np.float32), 0)
+    if mask is None:
+        mask = foreground(values)
+    # the field is smooth: fitted at 6 mm, its logarithm is interpolated to the full grid
+    top = np.percentile(values[mask], 99.8)
+    small = downsample(as_image(np.minimum(values, top), image.affine), _BIAS_GRID)
+    soft = downsample(as_image(mask.astype(np.float32), image.affine), _BIAS_GRID)
+    inside = as_image((np.asarray(soft.dataobj) > 0.5).astype(np.float32), soft.affine)
+    field = ants.n4_bias_field_correction(
+        to_ants(small),
+        mask=to_ants(inside),
+        shrink_factor=1,
+        convergence={"iters": [30, 20], "tol": 1e-4},
+        spline_param=160,
+        return_bias_field=True,
+    ).numpy()
+    log_field = np.log(np.where(np.isfinite(field) & (field > 1e-3), field, 1.0))
+    if small.shape != image.shape:
+        points = grid_points(image.shape, image.affine)
+        log_field = _inside_grid(log_field, small.affine, points).reshape(image.shape)
+    log_field = log_field - np.median(log_field[mask])
+    return (values / np.exp(log_field)).astype(np.float32)
+
+
+def _inside_grid(values: np.ndarray, affine: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Linear interpolation that holds the edge's value beyond the edge."""
+    to_index = np.linalg.inv(affine)
+    index = (points @ to_index[:3, :3].T + to_index[:3, 3]).T
+    return ndimage.map_coordinates(values, index, order=1, mode="nearest", output=np.float32)
+
+
+def foreground(values: np.ndarray) -> np.ndarray:
+    """Boolean mask of the head: above Otsu's threshold, largest piece, holes filled."""
+    from skimage.filters import threshold_otsu
+
+    positive = values[values > 0]
+    if positive.size < 10:
+        return values > 0
+    # on the log scale the bright scalp does not push the threshold into the brain
+    threshold = np.exp(threshold_otsu(np.log(positive + 1e-3 * positive.max())))
+    mask = values > threshold * 0.8
+    return ndimage.binary_fill_holes(largest_piece(mask))
+
+
+def largest_piece(mask: np.ndarray) -> np.ndarray:
+    """The largest connected piece of a mask."""
+    labels, n = ndimage.label(mask)
+    if n < 2:
+        return mask
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return labels == sizes.argmax()
+
+
+def register(
+    fixed: nib.Nifti1Image,
+    moving: nib.Nifti1Image,
+    kind: str,
+    *,
+    seed: int,
+    fixed_mask: np.ndarray | None = None,
+    moving_mask: np.ndarray | None = None,
+    initial: np.ndarray | None = None,
+    **options: object,
+) -> tuple[list[Transform], list[Transform]]:
+    """Register with ANTs.
+
+    Parameters
+    ----------
+    fixed, moving
+        3D images.
+    kind
+        ANTs' name: "Rigid", "Affine", "SyN", "SyNOnly".
+    seed
+        Of ANTs' sampling.
+    fixed_mask, moving_mask
+        Boolean, where the metric is evaluated.
+    initial
+        4 x 4 RAS matrix, fixed mm to moving mm, to start from; centres of mass by default.
+    **options
+        Passed to ``ants.registration``.
+
+    Returns
+    -------
+    forward, inverse : list
+        Chains of transforms: fixed points to moving points, and back.
+    """
+    make_deterministic(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        if initial is not None:
+            options["initial_transform"] = str(
+                write_itk_affine(Path(folder) / "initial.txt", initial)
+            )
+        masks = {}
+        if fixed_mask is not None:
+            masks["mask"] = to_ants(as_image(fixed_mask.astype(np.float32), fixed.affine))
+        if moving_mask is not None:
+            mask_image = as_image(moving_mask.astype(np.float32), moving.affine)
+            masks["moving_mask"] = to_ants(mask_image)
+        result = ants.registration(
+            to_ants(fixed),
+            to_ants(moving),
+            kind,
+            outprefix=f"{folder}/out_",
+            mask_all_stages=bool(masks),
+            write_composite_transform=True,
+            **masks,
+            **options,
+        )
+        forward = read_transforms(_only(result["fwdtransforms"]))
+        inverse = read_transforms(_only(result["invtransforms"]))
+    return forward, inverse
+
+
+def _only(paths: str | Sequence[str]) -> str:
+    return paths if isinstance(paths, str) else paths[0]
+
+
+def linear_part(chain: Sequence[Transform]) -> np.ndarray:
+    """The 4 x 4 matrix of a chain that holds only affines."""
+    matrix = np.eye(4)
+    for transform in chain:
+        if not isinstance(transform, AffineTransform):
+            raise TypeError("the chain holds a displacement field")
+        matrix = transform.matrix @ matrix
+    return matrix
+
+
+def warp(
+    image: nib.Nifti1Image,
+    chain: Sequence[Transform],
+    target: nib.Nifti1Image,
+    *,
+    order: int = 1,
+) -> np.ndarray:
+    """Resample an image on a target's grid through a chain (target points to image points)."""
+    points = apply_chain(chain, grid_points(target.shape, target.affine))
+    values = np.asarray(image.dataobj, np.float32)
+    return resample_volume(values, image.affine, points, target.shape, order=order)
+
+
+def align_head_to_template(head: nib.Nifti1Image, *, seed: int) -> np.ndarray:
+    """Affine from the template to a head with its skull and neck on.
+
+    The template has no skull, so that the metric is taken within the template's brain and a rim
+    of 4 mm; the start puts the centre of the head's upper 15 cm on the template's centre. Three
+    pitches of the head are tried, and the one with the most mutual information goes on.
+
+    Parameters
+    ----------
+    head
+        Bias-corrected T1w.
+    seed
+        Of ANTs' sampling.
+
+    Returns
+    -------
+    numpy.ndarray
+        4 x 4, template mm to head mm.
+    """
+    template, brain = load_template(4.0), load_template(4.0, "mask")
+    rim = ndimage.binary_dilation(np.asarray(brain.dataobj) > 0.5, iterations=1)
+    small = _clipped(downsample(head, 4.0))
+    start = _centre_start(small, template, rim)
+    centre = grid_points(template.shape, template.affine)[rim.ravel()].mean(axis=0)
+    best: tuple[float, np.ndarray] | None = None
+    for pitch in (0.0, -15.0, 15.0):
+        tilt = rigid_matrix(np.array([0, 0, 0, np.radians(pitch), 0, 0]), centre)
+        chain, _ = register(
+            template,
+            small,
+            "Affine",
+            seed=seed,
+            fixed_mask=rim,
+            initial=start @ tilt,
+            aff_iterations=(100, 50, 50),
+            aff_shrink_factors=(3, 2, 1),
+            aff_smoothing_sigmas=(2, 1, 0),
+            aff_random_sampling_rate=0.5,
+        )
+        score = _mutual_information(
+            np.asarray(template.dataobj)[rim], warp(small, chain, template)[rim]
+        )
+        logger.info("head to template from a pitch of %+.0f degrees: MI %.4f", pitch, score)
+        if best is None or score > best[0]:
+            best = (score, linear_part(chain))
+    return best[1]
+
+
+def _clipped(image: nib.Nifti1Image) -> nib.Nifti1Image:
+    values = np.asarray(image.dataobj, np.float32)
+    positive = values[values > 0]
+    return as_image(np.clip(values, 0, np.percentile(positive, 99)), image.affine)
+
+
+def _centre_start(
+    head: nib.Nifti1Image, template: nib.Nifti1Image, brain: np.ndarray
+) -> np.ndarray:
+    """Translation that puts the template's brain at the upper middle of the head."""
+    points = grid_points(head.shape, head.affine)
+    inside = points[foreground(np.asarray(head.dataobj, np.float32)).ravel()]
+    target = grid_points(template.shape, template.affine)[brain.ravel()]
+    top = np.percentile(inside[:, 2], 99.8)
+    upper = inside[inside[:, 2] > top - 150]
+    matrix = np.eye(4)
+    matrix[:3, 3] = (upper.min(axis=0) + upper.max(axis=0)) / 2 - (
+        target.min(axis=0) + target.max(axis=0)
+    ) / 2
+    # scalp and skull lie some 12 mm above the brain
+    above = 0.0 if _is_stripped(head) else 12.0
+    matrix[2, 3] = (top - above) - target[:, 2].max()
+    return matrix
+
+
+def _is_stripped(head: nib.Nifti1Image) -> bool:
+    """Whether more than half of the volume is exactly zero: a skull-stripped T1w."""
+    return bool((np.asarray(head.dataobj) <= 0).mean() > 0.5)
+
+
+def _mutual_information(x: np.ndarray, y: np.ndarray, bins: int = 32) -> float:
+    counts, _, _ = np.histogram2d(x, y, bins)
+    p = counts / counts.sum()
+    outer = p.sum(axis=1, keepdims=True) * p.sum(axis=0, keepdims=True)
+    used = p > 0
+    return float((p[used] * np.log(p[used] / outer[used])).sum())
+
+
+def brain_mask(
+    head: nib.Nifti1Image, affine: np.ndarray, *, seed: int
+) -> tuple[np.ndarray, list[Transform]]:
+    """Brain mask of a T1w: the template's, warped to the head, then fitted to its tissue.
+
+    Parameters
+    ----------
+    head
+        Bias-corrected T1w, with its skull or already stripped.
+    affine
+        4 x 4, template mm to head mm (`align_head_to_template`).
+    seed
+        Of ANTs' sampling.
+
+    Returns
+    -------
+    mask : numpy.ndarray
+        Boolean, on the head's grid.
+    chain : list
+        Template points to head points.
+    """
+    template, brain = load_template(4.0), load_template(4.0, "mask")
+    rim = ndimage.binary_dilation(np.asarray(brain.dataobj) > 0.5, iterations=1)
+    small = _clipped(downsample(head, 4.0))
+    chain, back = register(
+        template,
+        small,
+        "SyNOnly",
+        seed=seed,
+        fixed_mask=rim,
+        initial=affine,
+        reg_iterations=(40, 40, 20),
+    )
+    warped = warp(load_template(2.0, "mask"), back, head)
+    size = np.linalg.norm(head.affine[:3, :3], axis=0)
+    outer = ndimage.gaussian_filter(warped, 1.5 / size) > 0.5
+    values = np.asarray(head.dataobj, np.float32)
+    depth = ndimage.distance_transform_edt(outer, sampling=size)
+    deep = depth > 8.0
+    # tissue is what reaches half of the median inside; at the rim dark CSF, dura and bone fall
+    # away, and thin bridges to the scalp are cut by the opening
+    tissue = (values > 0.4 * np.median(values[deep])) & (
+        values < 1.8 * np.percentile(values[deep], 95)
+    )
+    reach = ndimage.distance_transform_edt(~outer, sampling=size)
+    near = (outer | (reach <= 2.0)) & tissue
+    ball = _ball(2.0, size)
+    opened = largest_piece(ndimage.binary_opening(near, ball) | deep)
+    # pial CSF between the gyri belongs to the mask
+    closed = ndimage.binary_closing(np.pad(opened, 12), _ball(5.0, size))
+    closed = closed[12:-12, 12:-12, 12:-12]
+    filled = ndimage.binary_fill_holes(closed)
+    smooth = ndimage.gaussian_filter(filled.astype(np.float32), 1.0 / size) > 0.5
+    mask = smooth & (reach <= 2.0) & (values > 0)
+    return largest_piece(ndimage.binary_fill_holes(mask)), chain
+
+
+def _ball(radius: float, size: np.ndarray) -> np.ndarray:
+    """A ball of a radius in mm on a grid of a voxel size; never less than one neighbour."""
+    n = np.maximum(np.floor(radius / size), 1).astype(int)
+    grid = np.stack(np.meshgrid(*[np.arange(-k, k + 1) for k in n], indexing="ij"), axis=-1)
+    return (grid * size / max(radius, size.max())) ** 2 @ np.ones(3) <= 1 + 1e-6
+
+
+def tissue_classes(
+    head: nib.Nifti1Image, mask: np.ndarray, back: Sequence[Transform], *, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Grey matter, white matter and CSF by Atropos with the template's priors.
+
+    Parameters
+    ----------
+    head
+        Bias-corrected T1w.
+    mask
+        Boolean brain mask.
+    back
+        Chain from head points to template points.
+    seed
+        Of Atropos.
+
+    Returns
+    -------
+    labels : numpy.ndarray
+        uint8: 0 outside, 1 GM, 2 WM, 3 CSF (the order of BIDS).
+    probabilities : numpy.ndarray
+        float32 (3, x, y, z), summing to 1 inside the mask.
+    """
+    make_deterministic(seed)
+    box = tuple(
+        slice(max(low - 2, 0), high + 3)
+        for low, high in zip(np.argwhere(mask).min(0), np.argwhere(mask).max(0), strict=True)
+    )
+    affine = np.array(head.affine)
+    affine[:3, 3] += affine[:3, :3] @ np.array([s.start for s in box])
+    values = np.asarray(head.dataobj, np.float32)[box]
+    inside = mask[box]
+    crop = as_image(np.clip(values, 0, np.percentile(values[inside], 99.9)) * inside, affine)
+    grey = np.clip(warp(load_template(2.0, "GM"), back, crop), 0, 1)
+    white = np.clip(warp(load_template(2.0, "WM"), back, crop), 0, 1)
+    fluid = np.clip(1 - grey - white, 0, 1)
+    priors = np.stack([fluid, grey, white]) + 0.05
+    priors = priors / priors.sum(axis=0)
+    result = ants.atropos(
+        a=to_ants(crop),
+        x=to_ants(as_image(inside.astype(np.float32), affine)),
+        i=[to_ants(as_image(p.astype(np.float32), affine)) for p in priors],
+        m="[0.1,1x1x1]",
+        c="[5,0]",
+        priorweight=0.25,
+    )
+    found = np.stack([p.numpy() for p in result["probabilityimages"]])[[1, 2, 0]]
+    found = np.clip(found, 0, 1) * inside
+    total = found.sum(axis=0)
+    found = np.where(total > 0, found / np.where(total > 0, total, 1), 0)
+    # a voxel for which Atropos found nothing keeps its prior
+    lost = inside & (total <= 0)
+    found[:, lost] = priors[[1, 2, 0]][:, lost]
+    probabilities = np.zeros((3, *mask.shape), np.float32)
+    probabilities[(slice(None), *box)] = found
+    labels = np.where(mask, probabilities.argmax(axis=0) + 1, 0).astype(np.uint8)
+    return labels, probabilities
+
+
+def normalise(
+    brain: nib.Nifti1Image, affine: np.ndarray, *, seed: int, resolution: float = 2.0
+) -> tuple[list[Transform], list[Transform]]:
+    """Deformable registration of a stripped T1w to the template (SyN, after the affine).
+
+    Parameters
+    ----------
+    brain
+        Bias-corrected T1w, zero outside the brain.
+    affine
+        4 x 4, template mm to T1w mm, to start from.
+    seed
+        Of ANTs' sampling.
+    resolution
+        Of the registration, mm.
+
+    Returns
+    -------
+    forward, inverse : list
+        Template points to T1w points, and back; one affine and one displacement field each.
+    """
+    template = load_template(resolution)
+    small = _clipped(downsample(brain, resolution))
+    return register(
+        template,
+        small,
+        "SyN",
+        seed=seed,
+        initial=affine,
+        aff_iterations=(100, 50, 20),
+        aff_shrink_factors=(4, 3, 2),
+        aff_smoothing_sigmas=(3, 2, 1),
+        reg_iterations=(60, 40, 0),
+    )
+
+
+def coregister(
+    reference: nib.Nifti1Image,
+    mask: np.ndarray,
+    t1w: nib.Nifti1Image,
+    t1w_mask: np.ndarray,
+    *,
+    seed: int,
+) -> np.ndarray:
+    """Rigid registration of a BOLD reference to a T1w by mutual information.
+
+    The reference is the fixed image (its grid is the coarser, and may be a slab), the T1w's
+    brain the moving one. It starts from the scanner's coordinates and from the centres of mass
+    of both brains; the one with the most mutual information at the end is kept.
+
+    Parameters
+    ----------
+    reference
+        Bias-corrected BOLD reference.
+    mask
+        Boolean, its brain, roughly.
+    t1w
+        Bias-corrected T1w.
+    t1w_mask
+        Boolean, its brain.
+    seed
+        Of ANTs' sampling.
+
+    Returns
+    -------
+    numpy.ndarray
+        4 x 4, T1w mm to reference mm.
+    """
+    brain = as_image(np.asarray(t1w.dataobj, np.float32) * t1w_mask, t1w.affine)
+    small = _clipped(downsample(brain, 2.0))
+    fixed = _clipped(reference)
+    rim = ndimage.binary_dilation(mask, iterations=1)
+    shift = np.eye(4)
+    moving_points = grid_points(t1w.shape, t1w.affine)[t1w_mask.ravel()]
+    fixed_points = grid_points(fixed.shape, fixed.affine)[mask.ravel()]
+    shift[:3, 3] = moving_points.mean(axis=0) - fixed_points.mean(axis=0)
+    starts = {"scanner": np.eye(4), "centres": shift}
+    if np.linalg.norm(shift[:3, 3]) < 8:
+        del starts["centres"]
+    levels = {
+        "aff_iterations": (100, 50, 30),
+        "aff_shrink_factors": (3, 2, 1),
+        "aff_smoothing_sigmas": (2, 1, 0),
+    }
+    if min(fixed.shape) < 12:
+        # too thin to shrink
+        levels = {
+            "aff_iterations": (100, 50),
+            "aff_shrink_factors": (1, 1),
+            "aff_smoothing_sigmas": (1, 0),
+        }
+    best: tuple[float, np.ndarray] | None = None
+    for name, start in starts.items():
+        chain, _ = register(
+            fixed,
+            small,
+            "Rigid",
+            seed=seed,
+            fixed_mask=rim,
+            initial=start,
+            aff_random_sampling_rate=0.5,
+            **levels,
+        )
+        moved = warp(small, chain, fixed)
+        score = _mutual_information(np.asarray(fixed.dataobj)[rim], moved[rim])
+        logger.info("BOLD to T1w from the %s: MI %.4f", name, score)
+        if best is None or score > best[0]:
+            best = (score, linear_part(chain))
+    return np.linalg.inv(best[1])

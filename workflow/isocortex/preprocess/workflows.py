@@ -1,0 +1,413 @@
+"""The nipype workflows of both rules, and how one is run inside a Snakemake job."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nipype.algorithms.confounds import (
+    TSNR,
+    ACompCor,
+    ComputeDVARS,
+    FramewiseDisplacement,
+    NonSteadyStateDetector,
+)
+from nipype.interfaces.utility import IdentityInterface
+from nipype.pipeline.engine import Node, Workflow
+
+from isocortex.errors import InputError
+from isocortex.preprocess import interfaces as own
+from isocortex.preprocess.images import Timing
+
+logger = logging.getLogger(__name__)
+
+_ERROR_LINE = re.compile(r"^\s*[\w.]+(Error|Exit|Exception)\b")
+_INPUT_ERROR = re.compile(r"isocortex\.errors\.InputError: (.+)")
+
+
+def init_anat_wf(*, seed: int, n_images: int, name: str = "anat_wf") -> Workflow:
+    """Anatomy: bias field, brain mask, registration to the template, tissue classes.
+
+    Parameters
+    ----------
+    seed
+        Of ANTs.
+    n_images
+        Number of T1w volumes, stated in the figures.
+    name
+        Of the workflow.
+
+    Returns
+    -------
+    nipype.pipeline.engine.Workflow
+        Inputs of ``inputnode``: t1w (list of files). Outputs of ``outputnode``: t1w, mask, dseg,
+        gm, wm, csf, to_template, from_template, t1w_template, figures, qc.
+    """
+    workflow = Workflow(name=name)
+    inputs = Node(IdentityInterface(fields=["t1w"]), name="inputnode")
+    outputs = Node(
+        IdentityInterface(
+            fields=[
+                "t1w",
+                "mask",
+                "dseg",
+                "gm",
+                "wm",
+                "csf",
+                "to_template",
+                "from_template",
+                "t1w_template",
+                "figures",
+                "qc",
+            ]
+        ),
+        name="outputnode",
+    )
+    average = Node(own.AverageAnatomy(seed=seed), name="average", mem_gb=1.5)
+    extract = Node(own.BrainExtraction(seed=seed), name="extract_brain", mem_gb=1.5)
+    normalise = Node(own.Normalise(seed=seed), name="normalise", mem_gb=1.5)
+    tissue = Node(own.TissueClasses(seed=seed), name="tissue_classes", mem_gb=1.5)
+    template = Node(own.TemplateAnatomy(), name="template_anatomy", mem_gb=0.7)
+    pictures = Node(own.AnatomyFigures(n_images=n_images), name="figures", mem_gb=0.7)
+    workflow.connect(
+        [
+            (inputs, average, [("t1w", "in_files")]),
+            (average, extract, [("out_file", "in_file")]),
+            (extract, normalise, [("brain", "brain"), ("affine", "affine")]),
+            (average, tissue, [("out_file", "in_file")]),
+            (extract, tissue, [("mask", "mask")]),
+            (normalise, tissue, [("from_template", "from_template")]),
+            (average, template, [("out_file", "in_file")]),
+            (extract, template, [("mask", "mask")]),
+            (normalise, template, [("to_template", "to_template")]),
+            (average, pictures, [("out_file", "t1w")]),
+            (extract, pictures, [("mask", "mask")]),
+            (tissue, pictures, [("dseg", "dseg")]),
+            (template, pictures, [("out_file", "t1w_template"), ("correlation", "correlation")]),
+            (extract, outputs, [("mask", "mask")]),
+            (
+                normalise,
+                outputs,
+                [("to_template", "to_template"), ("from_template", "from_template")],
+            ),
+            (
+                tissue,
+                outputs,
+                [("dseg", "dseg"), ("gm", "gm"), ("wm", "wm"), ("csf", "csf")],
+            ),
+            (template, outputs, [("compressed", "t1w"), ("out_file", "t1w_template")]),
+            (pictures, outputs, [("figures", "figures"), ("qc", "qc")]),
+        ]
+    )
+    return workflow
+
+
+def init_bold_wf(
+    *,
+    timing: Timing,
+    spaces: list[str],
+    resolution: float,
+    correct_slices: bool,
+    dummy_scans: int | None,
+    fd_threshold: float,
+    dvars_threshold: float,
+    high_pass: float,
+    n_compcor: int,
+    series_gb: float,
+    seed: int,
+    threads: int = 1,
+    name: str = "bold_wf",
+) -> Workflow:
+    """BOLD: motion, slice timing, coregistration, one resampling a space, confounds.
+
+    Parameters
+    ----------
+    timing
+        Repetition time and slice times.
+    spaces
+        Output spaces: "T1w", or the template's name.
+    resolution
+        Voxel size of the outputs, mm.
+    correct_slices
+        Whether to correct slice timing.
+    dummy_scans
+        Volumes before the steady state; None: detected.
+    fd_threshold, dvars_threshold
+        mm and standardised DVARS above which a volume is marked.
+    high_pass
+        Period in s of the slowest cosine left out of aCompCor.
+    n_compcor
+        aCompCor components.
+    series_gb
+        Size of the run in float32.
+    seed
+        Of ANTs.
+    threads
+        Of each resampling.
+    name
+        Of the workflow.
+
+    Returns
+    -------
+    nipype.pipeline.engine.Workflow
+        Inputs of ``inputnode``: bold, t1w, mask, dseg, gm, wm, csf, to_template. Outputs of
+        ``outputnode``: bold_<space>, mask_<space>, boldref_<space>, confounds, confounds_json,
+        motion, to_t1w, figures, qc, n_dummy.
+    """
+    workflow = Workflow(name=name)
+    inputs = Node(
+        IdentityInterface(fields=["bold", "t1w", "mask", "dseg", "gm", "wm", "csf", "to_template"]),
+        name="inputnode",
+    )
+    per_space = [f"{what}_{space}" for space in spaces for what in ("bold", "mask", "boldref")]
+    outputs = Node(
+        IdentityInterface(
+            fields=[
+                *per_space,
+                "confounds",
+                "confounds_json",
+                "motion",
+                "to_t1w",
+                "figures",
+                "qc",
+            ]
+        ),
+        name="outputnode",
+    )
+    base = 0.4
+    repetition_time = timing.repetition_time
+    read = Node(
+        own.ReadSeries(repetition_time=repetition_time), name="read", mem_gb=base + 2 * series_gb
+    )
+    motion = Node(own.EstimateMotion(), name="estimate_motion", mem_gb=base + 2 * series_gb)
+    coregister = Node(own.Coregister(seed=seed), name="coregister", mem_gb=1.0)
+    workflow.connect(
+        [
+            (inputs, read, [("bold", "in_file")]),
+            (read, motion, [("out_file", "in_file")]),
+            (inputs, coregister, [("t1w", "t1w"), ("mask", "mask")]),
+            (motion, coregister, [("reference", "reference")]),
+        ]
+    )
+    needs_dummy: list[Node] = [motion]
+    series: tuple[Node, str] = (read, "out_file")
+    if correct_slices and timing.slice_times is not None:
+        slices = Node(
+            own.CorrectSliceTiming(
+                slice_times=list(timing.slice_times),
+                slice_axis=timing.slice_axis,
+                repetition_time=repetition_time,
+                reference_time=timing.reference_time,
+            ),
+            name="correct_slice_timing",
+            mem_gb=base + 3 * series_gb,
+        )
+        workflow.connect(read, "out_file", slices, "in_file")
+        needs_dummy.append(slices)
+        series = (slices, "out_file")
+    resample = {}
+    for space in ["boldref", *spaces]:
+        node = Node(
+            own.ResampleSpace(
+                space=space,
+                resolution=resolution,
+                repetition_time=repetition_time,
+                threads=threads,
+            ),
+            name=f"resample_{space}",
+            mem_gb=base + 4 * series_gb,
+            n_procs=threads,
+        )
+        resample[space] = node
+        workflow.connect(
+            [
+                (series[0], node, [(series[1], "in_file")]),
+                (motion, node, [("matrices", "matrices")]),
+                (coregister, node, [("to_t1w", "to_t1w"), ("reference", "reference")]),
+                (inputs, node, [("mask", "t1w_mask"), ("to_template", "to_template")]),
+            ]
+        )
+        if space != "boldref":
+            workflow.connect(
+                [
+                    (
+                        node,
+                        outputs,
+                        [(what, f"{what}_{space}") for what in ("bold", "mask", "boldref")],
+                    )
+                ]
+            )
+    native = resample["boldref"]
+    masks = Node(own.NoiseMasks(), name="noise_masks", mem_gb=1.0)
+    displacement = Node(FramewiseDisplacement(parameter_source="FSL"), name="framewise")
+    dvars = Node(
+        ComputeDVARS(save_std=True, save_nstd=True, remove_zerovariance=True),
+        name="dvars",
+        mem_gb=base + 3 * series_gb,
+    )
+    compcor = Node(
+        ACompCor(
+            num_components=n_compcor,
+            pre_filter="cosine",
+            high_pass_cutoff=high_pass,
+            repetition_time=repetition_time,
+            header_prefix="a_comp_cor_",
+            save_pre_filter=True,
+            save_metadata=True,
+            failure_mode="NaN",
+        ),
+        name="acompcor",
+        mem_gb=base + 2 * series_gb,
+    )
+    tsnr = Node(TSNR(), name="tsnr", mem_gb=base + 3 * series_gb)
+    confounds = Node(
+        own.AssembleConfounds(fd_threshold=fd_threshold, dvars_threshold=dvars_threshold),
+        name="confounds",
+        mem_gb=base + series_gb,
+    )
+    pictures = Node(
+        own.BoldFigures(
+            repetition_time=repetition_time,
+            fd_threshold=fd_threshold,
+            dvars_threshold=dvars_threshold,
+        ),
+        name="figures",
+        mem_gb=base + series_gb,
+    )
+    workflow.connect(
+        [
+            (inputs, masks, [("gm", "gm"), ("wm", "wm"), ("csf", "csf")]),
+            (native, masks, [("mask", "mask")]),
+            (coregister, masks, [("to_t1w", "to_t1w")]),
+            (motion, displacement, [("parameters", "in_file")]),
+            (native, dvars, [("bold", "in_file"), ("mask", "in_mask")]),
+            (native, compcor, [("bold", "realigned_file")]),
+            (masks, compcor, [("combined", "mask_files")]),
+            (native, tsnr, [("bold", "in_file")]),
+            (native, confounds, [("bold", "bold"), ("mask", "mask")]),
+            (masks, confounds, [("wm", "wm"), ("csf", "csf")]),
+            (motion, confounds, [("parameters", "parameters")]),
+            (displacement, confounds, [("out_file", "framewise_displacement")]),
+            (dvars, confounds, [("out_nstd", "dvars"), ("out_std", "std_dvars")]),
+            (
+                compcor,
+                confounds,
+                [
+                    ("components_file", "components"),
+                    ("metadata_file", "components_metadata"),
+                    ("pre_filter_file", "cosines"),
+                ],
+            ),
+            (coregister, pictures, [("reference", "reference"), ("mask", "epi_mask")]),
+            (coregister, pictures, [("to_t1w", "to_t1w")]),
+            (native, pictures, [("bold", "bold"), ("mask", "mask")]),
+            (masks, pictures, [("tissues", "tissues")]),
+            (tsnr, pictures, [("tsnr_file", "tsnr")]),
+            (inputs, pictures, [("t1w", "t1w"), ("dseg", "dseg")]),
+            (confounds, pictures, [("table", "confounds")]),
+            (confounds, outputs, [("table", "confounds"), ("sidecar", "confounds_json")]),
+            (motion, outputs, [("matrices", "motion")]),
+            (coregister, outputs, [("to_t1w", "to_t1w")]),
+            (pictures, outputs, [("figures", "figures"), ("qc", "qc")]),
+        ]
+    )
+    needs_dummy += [confounds, pictures]
+    if dummy_scans is None:
+        steady = Node(NonSteadyStateDetector(), name="non_steady_state", mem_gb=base + series_gb)
+        workflow.connect(read, "out_file", steady, "in_file")
+        for node in needs_dummy:
+            workflow.connect(steady, "n_volumes_to_discard", node, "n_dummy")
+        workflow.connect(steady, "n_volumes_to_discard", compcor, "ignore_initial_volumes")
+    else:
+        for node in needs_dummy:
+            node.inputs.n_dummy = dummy_scans
+        compcor.inputs.ignore_initial_volumes = dummy_scans
+    return workflow
+
+
+def run_workflow(
+    workflow: Workflow,
+    *,
+    folder: Path,
+    crash_file: Path,
+    where: str,
+    threads: int,
+    mem_mb: int,
+) -> Mapping[str, Any]:
+    """Run a workflow with nipype's MultiProc and give back what its outputnode holds.
+
+    Parameters
+    ----------
+    workflow
+        With an ``outputnode``.
+    folder
+        Working folder; the caller removes it.
+    crash_file
+        Where nipype's crash report goes if a step fails.
+    where
+        Subject and run, for messages.
+    threads, mem_mb
+        What the job may use.
+
+    Returns
+    -------
+    dict
+        Output name to value.
+
+    Raises
+    ------
+    InputError
+        A step found bad input; the message is the step's.
+    RuntimeError
+        A step failed: names the interface, the subject and run, and the crash file.
+    """
+    crashes = folder / "crash"
+    workflow.base_dir = str(folder)
+    workflow.config["execution"] = {
+        "crashdump_dir": str(crashes),
+        "crashfile_format": "txt",
+        "poll_sleep_duration": "0.05",
+        "stop_on_first_crash": "true",
+        "remove_unnecessary_outputs": "false",
+        "hash_method": "timestamp",
+        "check_version": "false",
+    }
+    sources = [
+        (source, output, name)
+        for source, _, data in workflow._graph.in_edges(workflow.get_node("outputnode"), data=True)
+        for output, name in data["connect"]
+    ]
+    plugin = {"n_procs": max(threads, 1), "memory_gb": mem_mb / 1000, "raise_insufficient": False}
+    crash_file.unlink(missing_ok=True)
+    try:
+        graph = workflow.run(plugin="MultiProc", plugin_args=plugin)
+    except Exception as error:
+        raise _explain(error, crashes, crash_file, where) from None
+    results = {node.name: node for node in graph.nodes()}
+    return {
+        name: getattr(results[source.name].result.outputs, output)
+        for source, output, name in sources
+    }
+
+
+def _explain(error: Exception, crashes: Path, crash_file: Path, where: str) -> Exception:
+    """The failure in one line, and nipype's report beside the log."""
+    reports = sorted(crashes.glob("crash-*")) if crashes.is_dir() else []
+    text = "\n".join([str(error), *(r.read_text(errors="replace") for r in reports)])
+    told = _INPUT_ERROR.search(text)
+    if told:
+        return InputError(f"{told[1].strip()} ({where})")
+    names = re.findall(r"^Node: (\S+)", text, re.MULTILINE) or ["workflow"]
+    lines = [
+        line.strip() for line in text.splitlines() if re.match(r"^\s*[\w.]+(Error|Exit)", line)
+    ]
+    reason = lines[-1] if lines else str(error).splitlines()[0]
+    if reports:
+        crash_file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(reports[0], crash_file)
+        reason = f"{reason}; crash report in {crash_file}"
+    return RuntimeError(f"{names[0]} failed for {where}: {reason}")
