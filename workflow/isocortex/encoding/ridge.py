@@ -218,7 +218,7 @@ def predict(
         Shape (targets,): index of each target's penalty.
     """
     damping = 1 / (ridge.eigenvalues[:, None] + alphas[None, :])
-    return ridge.projection @ ((ridge.rotation @ train).mul_(damping[:, choice]))
+    return ridge.projection @ ((ridge.rotation @ train).mul_(damping.index_select(1, choice)))
 
 
 def pearson(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

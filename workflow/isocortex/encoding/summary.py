@@ -7,7 +7,6 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-import scipy.stats
 import xarray as xr
 
 from isocortex import bids, provenance, store
@@ -38,6 +37,8 @@ def one_sample_inference(
         Shape (...). Mean and t interval of Fisher z, transformed back to r; p of the one-sided
         one-sample t-test of z above 0. With fewer than two subjects interval and p are NaN.
     """
+    import scipy.stats  # here, because fitting a subject should not wait for its import
+
     z = np.arctanh(np.clip(np.asarray(scores, float), -1 + 1e-9, 1 - 1e-9))
     n = np.isfinite(z).sum(-1)
     enough = n > 1
