@@ -251,8 +251,9 @@ def glm_events(wildcards):
     return [str(run.events) for run in runs_of(wildcards) if run.events]
 
 
-def first_bold_mask(wildcards):
-    return glm_mask(wildcards)[0] if ENTRY != "betas" else []
+def betas_grid(wildcards):
+    """Return an image on the grid of the betas."""
+    return given_betas(wildcards) if ENTRY == "betas" else glm_mask(wildcards)[0]
 
 
 def given_betas(wildcards):

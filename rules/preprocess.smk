@@ -48,7 +48,6 @@ rule preprocess_anat:
         mem_mb=4000,
         runtime=120,
     params:
-        options=options("preprocess"),
         source=raw_t1w_content,
         seed=SEED,
         code=code_version("preprocess_anat"),
@@ -104,7 +103,7 @@ rule transform_regions:
     input:
         atlas=ancient(atlas_of),
         labels=CONFIG["regions"]["labels"] if has_betas() else [],
-        grid=ancient(first_bold_mask),
+        grid=ancient(betas_grid),
         transform=ancient(atlas_transform),
         anat_manifest=atlas_manifest,
         grid_manifest=glm_manifests,

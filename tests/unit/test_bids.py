@@ -82,6 +82,7 @@ def test_derivatives_as_fmriprep_names_them(tmp_path):
     touch(
         tmp_path / "out",
         f"{func}_space-MNI152NLin2009cAsym_res-1_desc-preproc_bold.nii.gz",
+        f"{func}_space-MNI152NLin2009cAsym_res-1_desc-preproc_bold.json",
         f"{func}_space-MNI152NLin2009cAsym_res-1_desc-brain_mask.nii.gz",
     )
     with pytest.raises(InputError, match="several resolutions"):

@@ -109,6 +109,8 @@ def derivatives(change=lambda folder: None, space="T1w"):
             tiny.nifti(func / f"{stem}_space-T1w_desc-brain_mask.nii.gz", tiny.SHAPE)
             table = "trans_x\n" + "0.1\n" * 20
             (func / f"{stem}_desc-confounds_timeseries.tsv").write_text(table)
+            sidecar = func / f"{stem}_space-T1w_desc-preproc_bold.json"
+            sidecar.write_text('{"RepetitionTime": 2.0}')
         config["input"] = {"derivatives": "derivatives", "bids": "bids"}
         config["regions"]["space"] = "T1w"
         set_key(config, "glm.space", space)
@@ -123,6 +125,10 @@ def fewer_confounds(func):
 
 def no_mask(func):
     (func / f"{STEM}_space-T1w_desc-brain_mask.nii.gz").unlink()
+
+
+def no_sidecar(func):
+    (func / f"{STEM}_space-T1w_desc-preproc_bold.json").unlink()
 
 
 def other_grid(func):
@@ -206,6 +212,7 @@ CASES = {
         "it has T1w; set glm.space",
     ),
     "derivatives without mask": (derivatives(no_mask), "has no brain mask beside it"),
+    "derivatives without sidecar": (derivatives(no_sidecar), "has no JSON sidecar beside it"),
     "confound rows": (derivatives(fewer_confounds), "has 1 rows for 20 volumes"),
     "mismatched grids": (derivatives(other_grid), "lie on different grids"),
     "two entries": (

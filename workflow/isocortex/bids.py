@@ -340,7 +340,12 @@ def index_derivatives(
                     None,
                 )
                 table = f"{bare}_desc-confounds_timeseries.tsv"
-                for what, there in (("brain mask", mask), ("confounds", table in names)):
+                sidecar = func / f"{stem}_desc-preproc_bold.json"
+                for what, there in (
+                    ("brain mask", mask),
+                    ("confounds table", table in names),
+                    ("JSON sidecar", sidecar.name in names),
+                ):
                     if not there:
                         raise InputError(
                             f"{func / name} has no {what} beside it: complete the derivatives, or "
@@ -354,7 +359,6 @@ def index_derivatives(
                         levels.append((sub / part, _names(sub / part)))
                     levels.append((sub / part / "func", _names(sub / part / "func")))
                     run_events = _inherited(levels, own, "_events.tsv")
-                sidecar = func / f"{stem}_desc-preproc_bold.json"
                 runs.append(
                     Run(
                         subject=label,
@@ -363,7 +367,7 @@ def index_derivatives(
                         label=keys.get("run", ""),
                         stem=f"{part}func/{bare}",
                         bold=func / name,
-                        sidecars=(sidecar,) if sidecar.name in names else (),
+                        sidecars=(sidecar,),
                         events=run_events[-1] if run_events else None,
                         mask=mask,
                         confounds=func / table,

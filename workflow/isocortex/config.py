@@ -153,7 +153,7 @@ def sections(schema: Mapping[str, Any] | None = None, prefix: str = "") -> Itera
         }
         if "enum" in part:
             row["type"] = " or ".join(str(value) for value in part["enum"])
-        if part.get("properties"):
+        if part.get("properties") and part.get("default", {}) == {}:
             yield row
             yield from sections(part, f"{name}.")
             continue
