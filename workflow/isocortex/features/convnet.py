@@ -14,14 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 from torch.nn import functional
 
-from isocortex.errors import InputError
-from isocortex.features.images import open_image
+from isocortex.features.images import load_images
 
 INPUT_SIZE = 64
 CALIBRATION_IMAGES = 48
@@ -41,7 +38,7 @@ class LayerShape(NamedTuple):
 
 LAYERS = (
     LayerShape(16, 7, "relu", 0.0, 10, 0.0, False),
-    LayerShape(24, 7, "absolute", 0.0, 6, 0.0, True),
+    LayerShape(24, 7, "relu", 0.0, 6, 1.0, True),
     LayerShape(32, 1, "absolute", 0.0, 5, 1.0, False),
     LayerShape(48, 3, "relu", 0.5, 3, 0.01, True),
     LayerShape(64, 3, "square", 0.0, 2, 1.0, False),
@@ -177,7 +174,7 @@ def preprocess_images(paths: Sequence[str | Path]) -> torch.Tensor:
     Parameters
     ----------
     paths
-        Image files of any size and mode, opened as `open_image` does.
+        Image files of any size and mode, opened as `load_images` does.
 
     Returns
     -------
@@ -189,10 +186,6 @@ def preprocess_images(paths: Sequence[str | Path]) -> torch.Tensor:
     InputError
         If a file is missing or is no picture.
     """
-    pictures = []
-    for path in paths:
-        image = open_image(Path(path)).resize((INPUT_SIZE, INPUT_SIZE), Image.Resampling.BILINEAR)
-        pictures.append(np.asarray(image, dtype=np.float32) / 255)
-    if not pictures:
-        raise InputError("no images to read: give at least one path")
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+    return load_images(
+        [Path(path) for path in paths], size=INPUT_SIZE, fit="stretch", resampling="bilinear"
+    )

@@ -14,7 +14,7 @@ TEMPLATE_RESOLUTION = 2
 PADDING = 14
 # Where rigid movements of a head turn: the middle of the brain, mm in MNI space.
 HEAD_CENTRE = np.array([0.0, -18.0, 8.0])
-TISSUES = ("gm", "wm", "csf", "skull", "scalp")
+TISSUES = ("gm", "wm", "csf", "skull", "scalp", "muscle")
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,19 @@ class Template:
     maps: dict[str, np.ndarray]
     affine: np.ndarray
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of each map."""
+        return self.maps["gm"].shape
+
 
 @cache
 def load_template() -> Template:
     """Build the tissue maps of a whole head from the skull-stripped template of nilearn.
 
     Grey and white matter are the template's own maps; the rest of the brain mask is
-    cerebrospinal fluid; bone and scalp are shells at 2-7 and 7-13 mm around the brain, thicker
-    below, where a real head has a face and a neck.
+    cerebrospinal fluid; bone and scalp are shells at 2-7 and 7-13 mm around the brain; below,
+    where a real head has a face and a neck, is muscle.
     """
     t1 = load_mni152_template(resolution=TEMPLATE_RESOLUTION)
     grey = load_mni152_gm_template(resolution=TEMPLATE_RESOLUTION).get_fdata()
@@ -61,13 +66,15 @@ def load_template() -> Template:
     )
     rim = ((distance > 0) & (distance <= 2)).astype(np.float32)
     bone = ((distance > 2) & (distance <= 7)).astype(np.float32)
-    flesh = ((distance > 7) & ((distance <= 13) | face)).astype(np.float32)
+    scalp = ((distance > 7) & (distance <= 13)).astype(np.float32)
+    muscle = ((distance > 13) & face).astype(np.float32)
     maps = {
         "gm": grey,
         "wm": white,
         "csf": fluid + ndimage.gaussian_filter(rim, 0.5) * (1 - inside),
         "skull": ndimage.gaussian_filter(bone, 0.7),
-        "scalp": ndimage.gaussian_filter(flesh, 0.7),
+        "scalp": ndimage.gaussian_filter(scalp, 0.7),
+        "muscle": ndimage.gaussian_filter(muscle, 0.7),
     }
     return Template(
         maps={
@@ -153,6 +160,7 @@ class Anatomy:
             "csf": rng.uniform(0.20, 0.28),
             "skull": rng.uniform(0.06, 0.12),
             "scalp": rng.uniform(0.75, 0.95),
+            "muscle": rng.uniform(0.40, 0.50),
         }
         self.epi_contrast = {
             "gm": 1.0,
@@ -160,6 +168,7 @@ class Anatomy:
             "csf": rng.uniform(1.35, 1.55),
             "skull": 0.05,
             "scalp": rng.uniform(0.16, 0.24),
+            "muscle": rng.uniform(0.10, 0.16),
         }
         self.centre = self._preimage(HEAD_CENTRE)
 
@@ -181,10 +190,15 @@ class Anatomy:
         """Return the fraction of each tissue at points of the T1w space, in [0, 1]."""
         template = load_template()
         there = self.to_template(points)
-        return {
-            name: np.clip(sample(template.maps[name], template.affine, there), 0, 1)
-            for name in TISSUES
-        }
+        # All of the head lies in this box; the air around it needs no interpolation.
+        low, high = apply_affine(template.affine, np.array([[0, 0, 0], template.shape]))
+        inside = ((there > low) & (there < high)).all(axis=-1)
+        fractions = {}
+        for name in TISSUES:
+            fractions[name] = np.zeros(inside.shape, dtype=np.float32)
+            values = sample(template.maps[name], template.affine, there[inside])
+            fractions[name][inside] = np.clip(values, 0, 1)
+        return fractions
 
     def t1w_grid(self, voxel_size: float) -> tuple[tuple[int, int, int], np.ndarray]:
         """Return shape and affine of the T1w image: 180 x 224 x 216 mm about the head."""

@@ -52,15 +52,16 @@ def region_index(points: np.ndarray) -> np.ndarray:
     A point belongs to a region if it lies in one of its two balls and at least half of what is
     there is brain tissue. The balls do not overlap.
     """
-    template = load_template()
-    tissue = sample(template.maps["gm"], template.affine, points)
-    tissue = tissue + sample(template.maps["wm"], template.affine, points)
+    folded = np.abs(points) * [1, 0, 0] + points * [0, 1, 1]
     index = np.zeros(points.shape[:-1], dtype=np.int16)
-    folded = points * np.array([1.0, 1.0, 1.0])
-    folded[..., 0] = np.abs(folded[..., 0])
     for number, region in enumerate(REGIONS, start=1):
-        distance = np.linalg.norm(folded - np.array(region.centre), axis=-1)
-        index[(distance <= region.radius) & (tissue >= 0.5)] = number
+        squared = ((folded - np.array(region.centre)) ** 2).sum(axis=-1)
+        index[squared <= region.radius**2] = number
+    template, found = load_template(), index > 0
+    tissue = sum(
+        sample(template.maps[name], template.affine, points[found]) for name in ("gm", "wm")
+    )
+    index[found] = np.where(tissue >= 0.5, index[found], 0)
     return index
 
 

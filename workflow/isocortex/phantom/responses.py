@@ -11,12 +11,13 @@ from nilearn.glm.first_level import glover_hrf
 from isocortex.phantom.anatomy import Anatomy, apply_affine
 from isocortex.phantom.regions import REGIONS, region_index
 
-# Percent signal change at the peak of the response to one image: mean over images, and standard
-# deviation over images.
-MEAN_RESPONSE = 1.8
-RESPONSE_DEVIATION = 1.9
-# Neighbouring voxels share part of their mixture: standard deviation of the smoothing, mm.
-MIXTURE_SMOOTHING_MM = 1.5
+# Percent signal change at the peak of the response to one image, in a BOLD voxel: mean over
+# images, and standard deviation over images.
+MEAN_RESPONSE = 2.0
+RESPONSE_DEVIATION = 2.4
+# Neighbouring voxels share part of their mixture: standard deviation of the smoothing, in units
+# of the distance of the planted voxels.
+MIXTURE_SMOOTHING = 0.5
 FINE_STEP_S = 0.05
 
 
@@ -132,6 +133,10 @@ def plant_responses(
     index, there, region = every[region > 0], there[region > 0], region[region > 0]
 
     n_images = len(next(iter(features.values())))
+    # A BOLD voxel lies between the planted ones and averages them, which takes variance away:
+    # this share is left, on the mean over all places between them.
+    correlation = np.exp(-1 / (4 * MIXTURE_SMOOTHING**2))
+    left = (2 / 3 + correlation / 3) ** 3
     beta = np.zeros((len(index), n_images))
     field = np.full((len(index), 2), 0.5)
     for number, spec in enumerate(REGIONS, start=1):
@@ -141,12 +146,12 @@ def plant_responses(
         field[voxels] = _receptive_fields(there[voxels], rng)
         mixture = _mix(features[spec.layer], field[voxels], spec.spread, rng)
         mixture /= mixture.std(axis=1, keepdims=True)
-        away = np.linalg.norm((index[voxels, None] - index[None, voxels]) * spacing, axis=-1)
-        kernel = np.exp(-(away**2) / (2 * MIXTURE_SMOOTHING_MM**2))
+        away = np.linalg.norm(index[voxels, None] - index[None, voxels], axis=-1)
+        kernel = np.exp(-(away**2) / (2 * MIXTURE_SMOOTHING**2))
         mixture = kernel @ mixture
         mixture /= mixture.std(axis=1, keepdims=True)
         gain = rng.uniform(0.8, 1.2, (len(voxels), 1))
-        beta[voxels] = MEAN_RESPONSE + RESPONSE_DEVIATION * gain * mixture
+        beta[voxels] = MEAN_RESPONSE + RESPONSE_DEVIATION / np.sqrt(left) * gain * mixture
     return Responses(affine, shape, index, region, beta, field)
 
 
