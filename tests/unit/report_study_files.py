@@ -192,9 +192,18 @@ def _complete(dataset: xr.Dataset, spec: str) -> xr.Dataset:
         if name not in out.variables and array.required:
             shape = tuple(out.sizes.get(dim, 4) for dim in array.dims if dim is not ...)
             kind = object if array.kind == "str" else array.kind
-            out[name] = (array.dims[: len(shape)], np.full(shape, "" if kind is object else 0, dtype=kind))
+            out[name] = (
+                array.dims[: len(shape)],
+                np.full(shape, "" if kind is object else 0, dtype=kind),
+            )
     out.attrs = {**dict.fromkeys(store.SPECS[spec].attrs, ""), **out.attrs}
     return out
+
+
+def _design_matrix(n_volumes: int, n_trials: int, tr: float) -> np.ndarray:
+    times = tr * np.arange(n_volumes)[:, None]
+    bumps = np.exp(-0.5 * ((times - 11 - 3.2 * np.arange(n_trials)) / 2.5) ** 2)
+    return np.hstack([bumps, np.cos(times / 60), np.cos(times / 30), times**0]).astype(np.float32)
 
 
 def _write_subject(files, put, subject, rng, names, geometry, voxels, region_of, n_voxels):
@@ -217,6 +226,11 @@ def _write_subject(files, put, subject, rng, names, geometry, voxels, region_of,
                     (0.05 * rng.random(n_voxels) + 0.4 * inside).astype("f4"),
                 ),
                 "ncsnr": ("voxel", (0.1 * rng.random(n_voxels) + 0.6 * inside).astype("f4")),
+                "z_stimulus": (
+                    "voxel",
+                    (rng.standard_normal(n_voxels) + 9 * inside).astype("f4"),
+                ),
+                "design": (("volume", "regressor"), _design_matrix(n_volumes, len(names), tr)),
                 "tsnr": ("voxel", (60 + 10 * rng.standard_normal(n_voxels)).astype("f4")),
                 "hrf_index": ("voxel", np.zeros(n_voxels, np.int16)),
                 "residual": (
@@ -225,8 +239,13 @@ def _write_subject(files, put, subject, rng, names, geometry, voxels, region_of,
                 ),
             },
             coords={
+                "regressor": np.array([f"r{n}" for n in range(len(names) + 3)], dtype=object),
+                "frame_time": ("volume", tr * np.arange(n_volumes)),
                 "stimulus": ("trial", stimulus),
-                "condition": ("trial", np.array([s.rstrip("0123456789.png") for s in stimulus], object)),
+                "condition": (
+                    "trial",
+                    np.array([s.rstrip("0123456789.png") for s in stimulus], object),
+                ),
                 "session": ("trial", np.full(len(stimulus), "", dtype=object)),
                 "run": ("trial", run),
                 "onset": ("trial", onset),
@@ -300,7 +319,9 @@ def _write_subject(files, put, subject, rng, names, geometry, voxels, region_of,
         (figures / "qc.json").write_text(json.dumps({"dice": 0.91, "fd": {"mean": 0.12}}))
         files.by_kind.setdefault("figures", []).append(figures)
     for name in runs:
-        path = base / "func" / f"sub-{subject}_task-objects_run-{name}_desc-confounds_timeseries.tsv"
+        path = (
+            base / "func" / f"sub-{subject}_task-objects_run-{name}_desc-confounds_timeseries.tsv"
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         motion = np.cumsum(0.02 * rng.standard_normal((n_volumes, 6)), axis=0)
         motion[:, 3:] /= 60
@@ -313,7 +334,10 @@ def _write_subject(files, put, subject, rng, names, geometry, voxels, region_of,
             if volume == 0:
                 cells += ["n/a", "n/a"]
             else:
-                cells += [f"{displacement[volume - 1]:.5f}", f"{1 + 0.1 * rng.standard_normal():.4f}"]
+                cells += [
+                    f"{displacement[volume - 1]:.5f}",
+                    f"{1 + 0.1 * rng.standard_normal():.4f}",
+                ]
             text.append("\t".join([*cells, "1" if volume == 40 else "0"]))
         path.write_text("\n".join(text) + "\n")
         files.by_kind.setdefault("confounds", []).append(path)

@@ -18,7 +18,7 @@ from nilearn import datasets, plotting, surface
 from isocortex.errors import InputError
 from isocortex.report.drawing import INK, new_figure, png_uri
 
-SURFACE_VIEWS = ("lateral", "medial", "ventral", "posterior")
+SURFACE_VIEWS = ("lateral", "medial", "ventral")
 
 
 @dataclass(frozen=True)
@@ -201,9 +201,11 @@ def mosaic(
     seen = np.any([np.isfinite(grey) | np.isfinite(value) for grey, value in pairs], axis=0)
     rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
     crop = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    # Room below each slice for its position.
+    room = max(7, round(0.07 * (rows[-1] - rows[0])))
     pairs = [
-        (np.pad(g[crop], 1, constant_values=np.nan), np.pad(v[crop], 1, constant_values=np.nan))
-        for g, v in pairs
+        tuple(np.pad(tile[crop], ((1, room), (1, 1)), constant_values=np.nan) for tile in pair)
+        for pair in pairs
     ]
     per_row = min(len(pairs), 7)
     grey = _assemble([g for g, _ in pairs], per_row)
@@ -240,16 +242,15 @@ def mosaic(
         row, column = divmod(index, per_row)
         axes.text(
             column * width + width / 2,
-            (row + 1) * height - 2,
+            (row + 1) * height - 1,
             f"z {z:+.0f}".replace("-", "−"),
             ha="center",
             va="bottom",
             fontsize=7,
             color=INK,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.7},
         )
-    axes.text(2, height / 2, "L", fontsize=7, va="center")
-    axes.text(width - 3, height / 2, "R", fontsize=7, va="center", ha="right")
+    axes.text(2, height - 1, "L", fontsize=7, va="bottom")
+    axes.text(width - 3, height - 1, "R", fontsize=7, va="bottom", ha="right")
     axes.set_axis_off()
     return png_uri(figure, dpi=140)
 
@@ -331,7 +332,7 @@ def surface_views(
     limits: tuple[float, float] | None = None,
     colours: Mapping[str, Any] | None = None,
 ) -> str:
-    """Draw a map on the inflated fsaverage5 surface, both hemispheres from four sides.
+    """Draw a map on the inflated fsaverage5 surface, both hemispheres from three sides.
 
     Parameters
     ----------
@@ -355,9 +356,9 @@ def surface_views(
             limits = tuple(np.percentile(finite, [2, 98])) if finite.size else (0.0, 1.0)
         if limits[0] == limits[1]:
             limits = (limits[0], limits[0] + 1e-6)
-    figure = new_figure(11.0, 4.6)
-    figure.set_layout_engine("none")
-    width, height = 0.235, 0.46
+    # Without a legend below, the bar on the right needs no room at the foot.
+    width, height = 0.305, 0.45 if colours is not None else 0.48
+    figure = new_figure(11.0, 5.4 if colours is not None else 5.06, layout=None)
     for row, side in enumerate(("left", "right")):
         for column, view in enumerate(SURFACE_VIEWS):
             axes = figure.add_axes(
@@ -378,7 +379,7 @@ def surface_views(
                 axes=axes,
                 figure=figure,
             )
-            axes.set_box_aspect(None, zoom=1.5)
+            axes.set_box_aspect(None, zoom=1.38)
             figure.text(
                 (column + 0.5) * width,
                 0.985 - row * height,
@@ -388,7 +389,7 @@ def surface_views(
                 fontsize=7.5,
             )
     if colours is None:
-        bar_axes = figure.add_axes((0.95, 0.25, 0.012, 0.5))
+        bar_axes = figure.add_axes((0.93, 0.28, 0.012, 0.46))
         mappable = matplotlib.cm.ScalarMappable(norm=Normalize(*limits), cmap=palette)
         bar = figure.colorbar(mappable, cax=bar_axes, extend="both")
         bar.set_label(label)
@@ -401,6 +402,6 @@ def surface_views(
             title=label,
             title_fontsize=8.5,
             handlelength=1.2,
-            bbox_to_anchor=(0.47, 0.0),
+            bbox_to_anchor=(0.46, 0.0),
         )
     return png_uri(figure, dpi=130)

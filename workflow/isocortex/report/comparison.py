@@ -20,6 +20,16 @@ from isocortex.report.drawing import (
 from isocortex.report.page import interval, number, p_value
 
 
+def comparison_name(name: str) -> str:
+    """Name of a comparison of RDMs in words."""
+    known = {
+        "pearson": "Pearson correlation of RDMs",
+        "spearman": "Spearman correlation of RDMs",
+        "corr_cov": "whitened correlation of RDMs",
+    }
+    return known.get(name, f"{name.replace('_', ' ')} of RDMs")
+
+
 @dataclass(frozen=True)
 class Scores:
     """Scores of predictors by region.
@@ -118,6 +128,7 @@ def comparison_figure(scores: Scores, *, label: str, shown: Sequence[str]) -> st
     longest = max(len(name) for name in scores.predictors)
     foot = min(0.35 + 0.055 * longest, 1.9)
     figure = new_figure(11.0, rows * 2.15 + foot + 0.35)
+    figure.get_layout_engine().set(hspace=0.06)
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     colours = predictor_colours(scores.predictors)
     # Subjects side by side around the mean, in the order of the store.
@@ -141,9 +152,9 @@ def comparison_figure(scores: Scores, *, label: str, shown: Sequence[str]) -> st
                     row + np.asarray(spread),
                     scores.score[row, column],
                     "o",
-                    markersize=2.6,
+                    markersize=3.2,
                     color=colour,
-                    alpha=0.45,
+                    alpha=0.65,
                     markeredgewidth=0,
                 )
             if np.isfinite(low) and np.isfinite(high):

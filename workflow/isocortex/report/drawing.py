@@ -84,15 +84,17 @@ def report_style() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float, *, layout: str | None = "constrained") -> Figure:
     """Make a figure outside pyplot, so that no global state is left behind.
 
     Parameters
     ----------
     width, height
         Inches; the page's text column is 11 inches.
+    layout
+        None where all axes are placed by hand, which also saves a second drawing.
     """
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
@@ -109,16 +111,16 @@ def svg_uri(figure: Figure) -> str:
     return data_uri(buffer.getvalue(), MIME[".svg"])
 
 
-def png_uri(figure: Figure, *, dpi: int = 150, colours: int | None = 256) -> str:
-    """Render a figure as a PNG data URI, with a palette of `colours` to keep it small."""
+def png_uri(figure: Figure, *, dpi: int = 140) -> str:
+    """Render a figure as a PNG data URI without the program's name and version."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    if colours is None:
-        return data_uri(buffer.getvalue(), MIME[".png"])
-    with Image.open(buffer) as image:
-        reduced = image.convert("RGB").quantize(colours, method=Image.Quantize.MEDIANCUT)
-    buffer = io.BytesIO()
-    reduced.save(buffer, format="png", optimize=True)
+    figure.savefig(
+        buffer,
+        format="png",
+        dpi=dpi,
+        metadata={"Software": None},
+        pil_kwargs={"compress_level": 7},
+    )
     return data_uri(buffer.getvalue(), MIME[".png"])
 
 

@@ -77,9 +77,11 @@ def average_encoding(paths: Sequence[Path | str]) -> LayerMaps | str:
         dataset = store.open(path, "encoding")
         own = Grid.of(dataset)
         if not own.same_as(grid):
-            return f"The grid of subject {dataset.attrs['subject']} differs from the first: no group map."
+            name = dataset.attrs["subject"]
+            return f"The grid of subject {name} differs from the first: there is no group map."
         if [str(name) for name in dataset["layer"].values] != layers:
-            return f"The layers of subject {dataset.attrs['subject']} differ from the first: no group map."
+            name = dataset.attrs["subject"]
+            return f"The layers of subject {name} differ from the first: there is no group map."
         volume = np.full_like(total, np.nan)
         volume[(slice(None), *own.indices)] = dataset["score"].values
         total += volume
@@ -145,8 +147,10 @@ def layer_pictures(
     names = [name.split("/", 1)[1] if single_model else name for name in maps.predictors]
     colours = {name: every[predictor] for name, predictor in zip(names, maps.predictors)}
     limits = (threshold, max(float(np.nanpercentile(top, 99)), threshold + 1e-3))
+    first = f"{who[0].upper()}{who[1:]}"
     where = (
-        f"{who}; {n:,} of {total:,} voxels reach the display threshold of {limit}. Axial slices in "
+        f"{first}; {n:,} of {total:,} voxels reach the display threshold of {limit}. Axial slices "
+        "in "
         f"{maps.grid.space} space on {ground.name}, z in mm, left is left."
     )
     blocks: list[Picture | Note] = []
@@ -171,7 +175,7 @@ def layer_pictures(
             [mosaic(maps.grid, top, ground=ground, slices=slices, label=score, limits=limits)],
             f"Axial slices coloured by {score}; the 99th percentile is {number(limits[1])}.",
             f"{what}: {'score of the best predictor' if several else 'score'} at each voxel",
-            f"{score[0].upper()}{score[1:]}, {where}",
+            f"{score[0].upper()}{score[1:]}. {where}",
         )
     )
     if surface and not maps.grid.is_template:
@@ -180,14 +184,14 @@ def layer_pictures(
         )
     elif surface:
         sampled = (
-            f"{who}; sampled between white and pial surface of fsaverage5, drawn on the inflated "
+            f"{first}; sampled between white and pial surface of fsaverage5, drawn on the inflated "
             f"surface, voxels under {limit} left out. Dark grey: sulci."
         )
         if several:
             blocks.append(
                 Picture(
                     [surface_views(maps.grid, best, label="best", colours=colours)],
-                    "Inflated left and right hemispheres from four sides, coloured by best "
+                    "Inflated left and right hemispheres from three sides, coloured by best "
                     "predictor.",
                     f"{what}: best {'layer' if single_model else 'predictor'} on the surface",
                     sampled,
@@ -196,7 +200,7 @@ def layer_pictures(
         blocks.append(
             Picture(
                 [surface_views(maps.grid, top, label=score, limits=limits)],
-                f"Inflated left and right hemispheres from four sides, coloured by {score}.",
+                f"Inflated left and right hemispheres from three sides, coloured by {score}.",
                 f"{what}: score on the surface",
                 sampled,
             )

@@ -229,23 +229,21 @@ def rdm_figure(
     columns = 2 if thumbnails and n > 12 else min(3, max(len(matrices), 1))
     rows = -(-len(matrices) // columns)
     side = 10.6 / columns
-    figure = new_figure(11.0, rows * (side * 0.98) + 0.55)
-    figure.set_layout_engine("none")
+    figure = new_figure(11.0, rows * (side * 0.98) + 0.55, layout=None)
     colours = category_colours(order.categories)
     total_height = figure.get_figheight()
     # Staggered in several lanes a thumbnail may be wider than its row.
     lanes = 1 if n <= 16 else 2 if n <= 36 else 3
-    strip = min(lanes * lanes / n, 0.22) if thumbnails else 0.0
+    strip = lanes * min(lanes / n, 0.22) if thumbnails else 0.0
     bar = 0.018 if order.categories else 0.0
+    strips = _thumbnail_strips(order.names, thumbnails, lanes, -bar) if thumbnails else []
+    edge = lanes / (2 * n) if thumbnails else 0.0
     for index, (region, matrix) in enumerate(matrices.items()):
         row, column = divmod(index, columns)
         left = (0.2 + column * side) / 11.0
         top = 1 - (0.05 + row * side * 0.98) / total_height
         width, height = side * 0.95 / 11.0, side * 0.95 / total_height
         axes = figure.add_axes((left, top - height, width, height))
-        extent = 1 + strip + bar
-        axes.set_xlim(-strip - bar - 0.005, 1)
-        axes.set_ylim(1, -strip - bar - 0.06)
         axes.set_aspect("equal", adjustable="box", anchor="NW")
         axes.imshow(
             percentiles(matrix),
@@ -255,8 +253,6 @@ def rdm_figure(
             vmax=100,
             interpolation="nearest",
         )
-        axes.set_xlim(-strip - bar - 0.005, 1)
-        axes.set_ylim(1, -strip - bar - 0.06)
         axes.set_axis_off()
         label = region if not notes else f"{region}  {notes.get(region, '')}"
         axes.text(0, -strip - bar - 0.02, label, fontweight="bold", va="bottom", fontsize=9.5)
@@ -268,24 +264,10 @@ def rdm_figure(
                 axes.add_patch(
                     Rectangle(box[:2], box[2], box[3], facecolor=colours[name], edgecolor="none")
                 )
-        if thumbnails:
-            step = strip / lanes
-            size = min(step * 0.96, lanes / n * 0.98)
-            for position, name in enumerate(order.names):
-                if name not in thumbnails:
-                    continue
-                centre = (position + 0.5) / n
-                offset = -bar - step * (position % lanes) - step / 2
-                for x, y in ((centre, offset), (offset, centre)):
-                    axes.imshow(
-                        thumbnails[name],
-                        extent=(x - size / 2, x + size / 2, y + size / 2, y - size / 2),
-                        interpolation="antialiased",
-                        zorder=3,
-                    )
-            axes.set_xlim(-strip - bar - 0.005, 1)
-            axes.set_ylim(1, -strip - bar - 0.06)
-        del extent
+        for image, extent in strips:
+            axes.imshow(image, extent=extent, interpolation="antialiased", zorder=3)
+        axes.set_xlim(-strip - bar - 0.005, 1 + edge)
+        axes.set_ylim(1 + edge, -strip - bar - 0.06)
     foot = 0.42 / total_height
     mappable = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 100), "magma")
     bar_axes = figure.add_axes((0.02, foot * 0.62, 0.16, foot * 0.26))
@@ -295,6 +277,44 @@ def rdm_figure(
     figure.text(0.19, foot * 0.75, "percentile of dissimilarity", fontsize=8, va="center")
     _category_legend(figure, colours, anchor=(0.36, foot * 0.75))
     return png_uri(figure, dpi=150)
+
+
+def _thumbnail_strips(
+    names: Sequence[str], thumbnails: Mapping[str, np.ndarray], lanes: int, edge: float
+) -> list[tuple[np.ndarray, tuple[float, float, float, float]]]:
+    """Compose the images along the top and the left side, each lane shifted by one stimulus.
+
+    Returns
+    -------
+    list
+        RGBA image and extent of the strip above and of the strip on the left, in units of the
+        matrix, whose edge towards the strips is at `edge`.
+    """
+    n = len(names)
+    size = next(iter(thumbnails.values())).shape[0]
+    # An image is as wide as `lanes` stimuli, or as high as its lane where that is less.
+    share = min(lanes / n, 0.22)
+    length = round(size / share * (1 + lanes / n))
+    strips = [
+        np.zeros((lanes * size, length, 4), np.uint8),
+        np.zeros((length, lanes * size, 4), np.uint8),
+    ]
+    for position, name in enumerate(names):
+        if name not in thumbnails:
+            continue
+        image = np.full((size, size, 4), 255, np.uint8)
+        image[1:-1, 1:-1, :3] = thumbnails[name][1:-1, 1:-1]
+        along = round(((position + 0.5) / n + lanes / (2 * n)) * size / share - size / 2)
+        along = min(max(along, 0), length - size)
+        across = (lanes - 1 - position % lanes) * size
+        strips[0][across : across + size, along : along + size] = image
+        strips[1][along : along + size, across : across + size] = image
+    low, high = -lanes / (2 * n), 1 + lanes / (2 * n)
+    depth = lanes * share
+    return [
+        (strips[0], (low, high, edge, edge - depth)),
+        (strips[1], (edge - depth, edge, high, low)),
+    ]
 
 
 def _category_legend(
@@ -345,31 +365,27 @@ def mds_figure(
     colours = category_colours(order.categories)
     tints = [colours[name] for name in order.categories] or [MUTED] * len(order.names)
     reach = max(float(np.abs(points).max()) for points in positions.values()) * 1.12 or 1.0
+    pixels = 520
     size = reach * (0.085 if len(order.names) > 30 else 0.13)
     for axes, (region, points) in zip(axes_list, positions.items()):
         axes.set_title(f"{region}  ({shares[region]:.0%} of variance)")
-        for (x, y), name, tint in zip(points, order.names, tints):
-            if name in thumbnails:
-                axes.imshow(
-                    thumbnails[name],
-                    extent=(x - size, x + size, y - size, y + size),
-                    interpolation="antialiased",
-                    zorder=2,
-                )
-                axes.add_patch(
-                    Rectangle(
-                        (x - size, y - size),
-                        2 * size,
-                        2 * size,
-                        fill=False,
-                        edgecolor=tint,
-                        linewidth=1.3,
-                        zorder=3,
-                    )
-                )
-            else:
-                axes.plot(x, y, "o", color=tint, markersize=5, markeredgecolor="white")
         limit = reach + size
+        canvas = np.zeros((pixels, pixels, 4), np.uint8)
+        half = round(size / limit * pixels / 2)
+        for (x, y), name, tint in zip(points, order.names, tints):
+            if name not in thumbnails:
+                axes.plot(x, y, "o", color=tint, markersize=5, markeredgecolor="white", zorder=3)
+                continue
+            row = round((limit - y) / (2 * limit) * pixels)
+            column = round((x + limit) / (2 * limit) * pixels)
+            tile = np.full((2 * half, 2 * half, 4), 255, np.uint8)
+            tile[..., :3] = np.round(255 * np.array(matplotlib.colors.to_rgb(tint)))
+            pick = np.linspace(0, len(thumbnails[name]) - 1, 2 * half - 4).round().astype(int)
+            tile[2:-2, 2:-2, :3] = thumbnails[name][np.ix_(pick, pick)]
+            top, left = max(row - half, 0), max(column - half, 0)
+            part = canvas[top : row + half, left : column + half]
+            part[:] = tile[: part.shape[0], : part.shape[1]]
+        axes.imshow(canvas, extent=(-limit, limit, -limit, limit), interpolation="antialiased")
         axes.set_xlim(-limit, limit)
         axes.set_ylim(-limit, limit)
         axes.set_aspect("equal")

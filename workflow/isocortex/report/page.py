@@ -81,7 +81,7 @@ class Table:
     def numeric(self) -> list[bool]:
         """Which columns hold numbers only."""
         return [
-            bool(self.rows) and all(_is_number(row[column]) for row in self.rows)
+            column > 0 and bool(self.rows) and all(_is_number(row[column]) for row in self.rows)
             for column in range(len(self.header))
         ]
 

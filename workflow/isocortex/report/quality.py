@@ -14,7 +14,7 @@ import numpy as np
 from isocortex import bids
 from isocortex.errors import InputError
 from isocortex.report.drawing import ACCENT, MUTED, RULE, WARM, file_uri, new_figure, svg_uri
-from isocortex.report.page import Heading, Note, Picture, Table, number
+from isocortex.report.page import Heading, Note, Picture, Table, count, number
 
 TRANSLATIONS = ("trans_x", "trans_y", "trans_z")
 ROTATIONS = ("rot_x", "rot_y", "rot_z")
@@ -141,7 +141,7 @@ def confounds_table(runs: Sequence[RunConfounds]) -> Table:
 
 def confounds_figure(runs: Sequence[RunConfounds]) -> Picture:
     """Draw motion, framewise displacement and DVARS of all runs one after the other."""
-    figure = new_figure(11.0, 5.6)
+    figure = new_figure(11.0, 5.8)
     axes = figure.subplots(4, 1, sharex=True)
     start = 0
     middles = []
@@ -179,7 +179,7 @@ def confounds_figure(runs: Sequence[RunConfounds]) -> Picture:
         axis.set_xlim(-0.5, start - 0.5)
     for axis in axes[:2]:
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(loc="upper left", ncols=3, handlelength=1.2, bbox_to_anchor=(0, 1.18))
+            axis.legend(loc="center left", handlelength=1.0, bbox_to_anchor=(1.0, 0.5))
     axes[3].set_xlabel("volume, runs one after the other")
     if len(runs) <= 8:
         for middle, run in zip(middles, runs):
@@ -199,7 +199,8 @@ def confounds_figure(runs: Sequence[RunConfounds]) -> Picture:
         f"Time courses of head motion, framewise displacement and DVARS over {len(runs)} runs.",
         "Head motion and signal change",
         f"Translations and rotations about x, y and z, framewise displacement (FD, dashed: 0.5 mm) "
-        f"and standardised DVARS; {total} volumes in {len(runs)} run(s). Vertical lines in the two "
+        f"and standardised DVARS; {total} volumes in {count(len(runs), 'run')}. Vertical lines in "
+        "the two "
         "lower panels mark volumes with a motion outlier regressor.",
     )
 
@@ -231,7 +232,7 @@ def figure_blocks(directory: Path | str) -> list[Any]:
         blocks.append(
             Picture(
                 [file_uri(directory / name) for name in files[:2]],
-                str(entry.get("alt") or entry["title"]),
+                str(entry.get("alt") or f"{str(entry['title']).rstrip('.')}: {entry['caption']}"),
                 str(entry["title"]).rstrip("."),
                 str(entry["caption"]),
                 labels=tuple(entry.get("labels") or ("first image", "second image")),

@@ -17,7 +17,7 @@ def manifest_of(path: Path | str) -> Path:
 
 
 def read_manifests(paths: Sequence[Path | str]) -> dict[str, dict[str, Any]]:
-    """Read the manifests of stores, or manifests themselves, by file name; missing ones are left out."""
+    """Read manifests, or those of stores, by stage and file name; missing ones are left out."""
     out = {}
     for path in paths:
         manifest = manifest_of(path)

@@ -14,7 +14,12 @@ import xarray as xr
 import isocortex
 from isocortex import provenance, store
 from isocortex.report.brain import Grid
-from isocortex.report.comparison import Scores, comparison_figure, identification_figure
+from isocortex.report.comparison import (
+    Scores,
+    comparison_figure,
+    comparison_name,
+    identification_figure,
+)
 from isocortex.report.drawing import read_thumbnails, report_style
 from isocortex.report.maps import LayerMaps, average_encoding, layer_pictures
 from isocortex.report.matrices import (
@@ -53,15 +58,9 @@ from isocortex.report.sources import (
     read_manifests,
     versions_table,
 )
-from isocortex.report.subject import ENTRY_TEXT, absence
+from isocortex.report.subject import ENTRY_TEXT, absence, voxel_reason
 
 log = logging.getLogger(__name__)
-
-COMPARISON_NAMES = {
-    "pearson": "Pearson correlation of RDMs",
-    "spearman": "Spearman correlation of RDMs",
-    "corr_cov": "whitened correlation of RDMs",
-}
 
 
 @dataclass
@@ -74,6 +73,7 @@ class Finding:
     detail: str
     values: Any
     available: bool = True
+    lines: Sequence[tuple[str, str]] = ()
 
 
 @dataclass
@@ -223,8 +223,12 @@ def report_study(
             ),
         ]
         found = read_manifests(
-            [*manifests, *model_rdms, *betas, *rdms, *scores, *identification, *topology]
-            + [*searchlight, *encoding, *encoding_summary]
+            [
+                path
+                for group in (manifests, model_rdms, betas, rdms, scores, identification, topology)
+                for path in group
+            ]
+            + [path for group in (searchlight, encoding, encoding_summary) for path in group]
         )
         versions = package_versions(found)
         text, references = methods_blocks(
@@ -287,6 +291,10 @@ def report_study(
     return path
 
 
+def _capital(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}"
+
+
 def _plain(value: Any) -> Any:
     """Make numbers fit for JSON: what is not finite becomes null."""
     if isinstance(value, Mapping):
@@ -346,6 +354,19 @@ def _best_sentence(scores: Scores) -> tuple[str, list[dict[str, Any]]]:
     return "; ".join(words), values
 
 
+def _lines(values: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """One line a region for the page, where a sentence would be long."""
+    return [
+        (
+            value["region"],
+            f"{value['predictor']}, {number(value['score'])} {interval(*value['interval'])}"
+            if value["predictor"]
+            else "no score",
+        )
+        for value in values
+    ]
+
+
 def _missing_finding(name: str, title: str, stage: str, entry: str) -> Finding:
     return Finding(name, title, absence(stage, entry).text, "", [], available=False)
 
@@ -367,7 +388,7 @@ def _rsa_finding(opened: Sequence[xr.Dataset], entry: str) -> Finding:
         "rsa",
         title,
         f"{text}." if text else "No region has a score.",
-        f"{COMPARISON_NAMES.get(comparison, comparison).capitalize()} "
+        f"{_capital(comparison_name(comparison))} "
         f"({dataset.attrs['measure']}), mean over "
         f"{count(len(scores.subjects), 'subject')} [95% interval]; {inference}.",
         {
@@ -377,6 +398,7 @@ def _rsa_finding(opened: Sequence[xr.Dataset], entry: str) -> Finding:
             "n_subjects": len(scores.subjects),
             "regions": values,
         },
+        lines=_lines(values),
     )
 
 
@@ -434,7 +456,10 @@ def _identification_finding(opened: Sequence[xr.Dataset], entry: str) -> Finding
         "n_regions": dataset.sizes["region"],
         **numbers(index),
     }
-    detail = f"{count(n_subjects, 'subject')}, {dataset.sizes['region']} regions ({dataset.attrs['measure']})."
+    detail = (
+        f"{count(n_subjects, 'subject')}, {dataset.sizes['region']} regions "
+        f"({dataset.attrs['measure']})."
+    )
     if "rdm" in names and names[index] != "rdm":
         plain = names.index("rdm")
         values["baseline"] = numbers(plain)
@@ -471,6 +496,7 @@ def _encoding_finding(opened: Sequence[xr.Dataset], entry: str) -> Finding:
             "n_subjects": len(scores.subjects),
             "regions": values,
         },
+        lines=_lines(values),
     )
 
 
@@ -673,8 +699,10 @@ def _geometry(
             blocks.append(Note("No region has a finite dissimilarity that is not 0 everywhere."))
             continue
         shown = list(matrices)[: choices.max_regions_shown]
+        # Images with the first measure of a task suffice: the order is the same in all.
+        repeated = any(other == task for other, _ in list(groups)[:position])
         thumbnails = {}
-        if choices.thumbnails and len(order.names) <= choices.max_thumbnails:
+        if choices.thumbnails and not repeated and len(order.names) <= choices.max_thumbnails:
             thumbnails = read_thumbnails(stimuli, order.names)
         more = (
             f" The first {len(shown)} of {len(matrices)} regions are shown."
@@ -707,8 +735,7 @@ def _geometry(
                 + f", in percentiles within each region.{images}{more}",
             )
         )
-        # One measure's configuration suffices: MDS of the first of each task.
-        if any(other == task for other, _ in list(groups)[:position]) or len(order.names) < 4:
+        if repeated or len(order.names) < 4:
             continue
         places = {region: classical_mds(matrices[region]) for region in shown}
         aligned = align([points for points, _ in places.values()])
@@ -746,7 +773,7 @@ def _models(opened: Sequence[xr.Dataset], choices: ReportOptions, entry: str) ->
         if len(opened) > 1:
             blocks.append(Heading(f"{measure}, task {task}"))
         scores = rsa_scores(dataset)
-        label = COMPARISON_NAMES.get(comparisons[0], comparisons[0])
+        label = comparison_name(comparisons[0])
         shown = _with_scores(scores)[: choices.max_regions_shown]
         if not shown:
             blocks.append(Note("No region has a score, so there is no figure."))
@@ -763,7 +790,7 @@ def _models(opened: Sequence[xr.Dataset], choices: ReportOptions, entry: str) ->
                 + "; ".join(f"{r}: {b}" for r, b in zip(scores.regions, scores.best) if r in shown)
                 + ".",
                 f"Model comparison ({measure})",
-                f"{label.capitalize()}, without unit. Points: mean over "
+                f"{_capital(label)}, without unit. Points: mean over "
                 f"{count(len(scores.subjects), 'subject')}; "
                 f"lines: 95% bootstrap interval ({dataset.attrs['bootstrap']}, "
                 f"{dataset.attrs['n_bootstrap']} samples); small dots: subjects; grey band: lower "
@@ -996,7 +1023,7 @@ def _topology_models(dataset: xr.Dataset, *, several: bool) -> list[Any]:
             row = predictors.index(predictor)
             cells.append(
                 f"{predictor}, {number(mean[index, row, column])} "
-                f"{interval(low[index, row, column], high[index, row, column])}"
+                + interval(low[index, row, column], high[index, row, column]).replace(" ", "\u00a0")
             )
         rows.append(cells)
     where = f" ({dataset.attrs['measure']}, task {dataset.attrs['task']})" if several else ""
@@ -1064,7 +1091,9 @@ def _encoding(
                     *cells[:3],
                     number(float(value.mean())) if value.size else "n/a",
                     *cells[3:],
-                    f"{voxels[column].min():,} – {voxels[column].max():,}",
+                    f"{voxels[column].min():,}"
+                    if voxels[column].min() == voxels[column].max()
+                    else f"{voxels[column].min():,} – {voxels[column].max():,}",
                 ]
             )
         blocks.append(
@@ -1161,10 +1190,11 @@ def _searchlight(opened: Sequence[xr.Dataset], choices: ReportOptions, entry: st
         blocks += layer_pictures(
             maps,
             what="Searchlight RSA",
-            score=f"{str(dataset.attrs['comparison']).replace('_', ' ')} of RDMs",
+            score=comparison_name(str(dataset.attrs["comparison"])),
             threshold=choices.searchlight_threshold,
             slices=choices.slices,
-            who=f"mean over {people}, task {dataset.attrs['task']}, radius {dataset.attrs['radius']}",
+            who=f"mean over {people}, task {dataset.attrs['task']}, radius "
+            f"{dataset.attrs['radius']}",
         )
     return blocks
 
@@ -1237,8 +1267,7 @@ def _flags(
                     [
                         "Voxels left out of the GLM",
                         f"subject {dataset.attrs['subject']}, task {dataset.attrs['task']}",
-                        f"{int(dataset.attrs[key]):,} "
-                        f"{key.removeprefix('n_voxels_').replace('_', ' ')}",
+                        f"{int(dataset.attrs[key]):,} {voxel_reason(key)}",
                     ]
                 )
         for run in dataset.attrs.get("design") or []:

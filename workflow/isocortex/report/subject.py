@@ -15,6 +15,7 @@ import isocortex
 from isocortex import bids, store
 from isocortex.errors import InputError
 from isocortex.report.brain import Backdrop, Grid, backdrop, mosaic
+from isocortex.report.comparison import comparison_name
 from isocortex.report.drawing import (
     QUALITATIVE,
     category_colours,
@@ -33,6 +34,7 @@ from isocortex.report.page import (
     Picture,
     Section,
     Table,
+    count,
     join,
     number,
     render,
@@ -259,6 +261,12 @@ def _design(opened: Sequence[xr.Dataset], entry: str) -> list[Any]:
     return blocks
 
 
+def voxel_reason(key: str) -> str:
+    """Say in words why voxels were left out, from the name of their count."""
+    words = key.removeprefix("n_voxels_").replace("_", " ")
+    return {"nan": "with NaN", "nonpositive mean": "without a positive mean"}.get(words, words)
+
+
 def _run_names(dataset: xr.Dataset) -> list[str]:
     return list(dict.fromkeys(str(name) for name in dataset["run"].values))
 
@@ -289,6 +297,9 @@ def _design_table(dataset: xr.Dataset) -> Table:
             ]
         )
     repeats = np.unique(stimuli, return_counts=True)[1]
+    shown = count(int(repeats.min()), "time")
+    if repeats.min() != repeats.max():
+        shown = f"{repeats.min()} to {repeats.max()} times"
     return Table(
         f"Design of task {dataset.attrs['task']}",
         (
@@ -303,15 +314,15 @@ def _design_table(dataset: xr.Dataset) -> Table:
             "Condition number",
         ),
         rows,
-        f"{len(repeats)} stimuli, each shown {repeats.min()} to "
-        f"{repeats.max()} times over all runs; {float(dataset.attrs['TR']):g} s a volume.",
+        f"{len(repeats)} stimuli, each shown {shown} over all runs; "
+        f"{float(dataset.attrs['TR']):g} s a volume.",
     )
 
 
-def _design_figure(dataset: xr.Dataset) -> Picture:
-    """Draw when the trials of each run were, and the trial regressors of the first run."""
-    from nilearn.glm.first_level import compute_regressor
-
+def _design_figure(dataset: xr.Dataset) -> Picture | Note:
+    """Draw when the trials of each run were, and the design matrix of the first run."""
+    if not np.isfinite(dataset["onset"].values).any():
+        return Note("The responses came without onsets, so the trials are not drawn.")
     runs = _run_names(dataset)
     run = np.asarray(dataset["run"].values).astype(str)
     onset = np.asarray(dataset["onset"].values, dtype=float)
@@ -326,7 +337,11 @@ def _design_figure(dataset: xr.Dataset) -> Picture:
     )
     colours = category_colours([group[name] for name in order.names])
     figure = new_figure(11.0, max(3.6, 1.2 + 0.3 * min(len(runs), 24)))
-    left, right = figure.subplots(1, 2, width_ratios=(1.45, 1))
+    # Responses made elsewhere come without a design matrix.
+    if dataset["design"].size:
+        left, right = figure.subplots(1, 2, width_ratios=(1.45, 1))
+    else:
+        left, right = figure.subplots(), None
     shown = runs[:24]
     for row, name in enumerate(shown):
         for category, colour in colours.items():
@@ -348,48 +363,46 @@ def _design_figure(dataset: xr.Dataset) -> Picture:
         figure.legend(
             handles=handles, loc="outside lower left", ncols=min(len(colours), 8), handlelength=1
         )
-    first = np.flatnonzero(run == runs[0])
-    first = first[np.argsort(onset[first], kind="stable")]
-    tr = float(dataset.attrs["TR"])
-    n_volumes = int((np.asarray(dataset["time_run"].values).astype(str) == runs[0]).sum())
-    n_volumes = n_volumes or int(np.ceil((onset[first].max() + 20) / tr))
-    told = str(dataset.attrs.get("hrf", "glover")).lower()
-    known = next((name for name in ("spm", "glover") if name in told), "glover")
-    times = np.arange(n_volumes) * tr
-    matrix = np.column_stack(
-        [
-            compute_regressor(
-                np.array([[onset[trial]], [max(duration[trial], 0.1)], [1.0]]), known, times
-            )[0][:, 0]
-            for trial in first
-        ]
+    matrix = np.asarray(dataset["design"].values, dtype=float)
+    more = f" The first 24 of {len(runs)} runs are shown." if len(runs) > 24 else ""
+    trials = (
+        f"onset and duration of {len(onset)} trials in {count(len(runs), 'run')}"
+        + (f", coloured by category ({order.source})" if order.categories else "")
+        + f".{more}"
     )
-    peak = np.abs(matrix).max() or 1.0
+    if right is None:
+        return Picture(
+            [png_uri(figure)],
+            f"Bars mark {len(onset)} trials in {len(runs)} runs.",
+            "Trials",
+            f"{trials[0].upper()}{trials[1:]}",
+        )
+    times = np.asarray(dataset["frame_time"].values, dtype=float)
+    peak = np.abs(matrix).max(axis=0)
     drawn = right.imshow(
-        matrix / peak,
+        matrix / np.where(peak > 0, peak, 1),
         aspect="auto",
         cmap="RdBu_r",
         vmin=-1,
         vmax=1,
         interpolation="nearest",
-        extent=(0.5, len(first) + 0.5, times[-1] + tr, 0),
+        extent=(0.5, matrix.shape[1] + 0.5, times[-1], times[0]),
     )
-    right.set_xlabel("trial, in order of onset")
+    right.set_xlabel("regressor")
     right.set_ylabel("time, s")
-    right.set_title(f"Trial regressors, run {runs[0]}")
+    right.set_title(f"Design matrix, run {runs[0]}")
     bar = figure.colorbar(drawn, ax=right, fraction=0.04, pad=0.02)
-    bar.set_label("predicted response, share of peak")
+    bar.set_label("share of the regressor's peak")
     bar.outline.set_visible(False)
-    more = f" The first 24 of {len(runs)} runs are shown." if len(runs) > 24 else ""
+    n_trials = int((run == runs[0]).sum())
     return Picture(
-        [png_uri(figure, dpi=140)],
-        f"Left: bars mark {len(onset)} trials in {len(runs)} runs. Right: one column a trial, each "
-        "a haemodynamic response after the trial's onset.",
-        "Trials and their regressors",
-        f"Left: onset and duration of {len(onset)} trials in {len(runs)} run(s)"
-        + (f", coloured by category ({order.source})" if order.categories else "")
-        + f".{more} Right: the {len(first)} trial regressors of run {runs[0]}, rebuilt from the "
-        f"onsets with nilearn's {known} response; drift and confound regressors are not drawn.",
+        [png_uri(figure)],
+        f"Left: bars mark {len(onset)} trials in {len(runs)} runs. Right: design matrix of "
+        f"{matrix.shape[0]} volumes and {matrix.shape[1]} regressors.",
+        "Trials and design matrix",
+        f"Left: {trials} Right: the design matrix of run {runs[0]}, {matrix.shape[0]} volumes by "
+        f"{matrix.shape[1]} regressors (the {n_trials} trials, then confounds, drift and "
+        "constant), each scaled to its peak.",
     )
 
 
@@ -433,7 +446,10 @@ def _responses(
             blocks.append(Heading(f"Task {dataset.attrs['task']}"))
         grid = Grid.of(dataset)
         ground = grounds.of(grid)
-        z = trial_z(dataset)
+        z = np.asarray(dataset["z_stimulus"].values, dtype=float)
+        fitted = bool(np.isfinite(z).any())
+        if not fitted:
+            z = trial_z(dataset)
         n_trials = dataset.sizes["trial"]
         measures: list[tuple[str, np.ndarray, str, str, tuple[float, float] | None, str]] = [
             (
@@ -442,7 +458,7 @@ def _responses(
                 "tSNR",
                 "magma",
                 None,
-                "Mean over standard deviation of each voxel's time series.",
+                "Mean over standard deviation of each voxel's time series without drift.",
             ),
             (
                 "Response to stimuli against rest",
@@ -450,9 +466,13 @@ def _responses(
                 "z, stimulus against rest",
                 "RdBu_r",
                 None,
-                f"One-sample t over {n_trials} single-trial responses, as z, shown where |z| ≥ 3.1 "
-                f"({int((np.abs(z) >= 3.1).sum()):,} voxels); trials are taken as independent, so "
-                "the map describes and does not test.",
+                (
+                    f"Mean response to {n_trials} trials, fixed effects over runs, as z"
+                    if fitted
+                    else f"One-sample t over {n_trials} single-trial responses, as z (trials taken "
+                    "as independent: the map describes and does not test)"
+                )
+                + f", shown where |z| ≥ 3.1 ({int((np.abs(z) >= 3.1).sum()):,} voxels).",
             ),
             (
                 "Variance explained by the design",
@@ -460,8 +480,8 @@ def _responses(
                 "R²",
                 "viridis",
                 None,
-                "Share of each voxel's variance that the whole design explains, within the runs "
-                "that it was fitted to.",
+                "Share of the variance left by drift and confounds that the trials explain, within "
+                "the runs that the design was fitted to.",
             ),
             (
                 "Noise-ceiling signal-to-noise ratio",
@@ -536,10 +556,7 @@ def _responses(
             for key, value in dataset.attrs.items()
             if key.startswith("n_voxels_") and key != "n_voxels_mask"
         }
-        words = [
-            f"{value:,} {key.removeprefix('n_voxels_').replace('_', ' ')}"
-            for key, value in left_out.items()
-        ]
+        words = [f"{value:,} {voxel_reason(key)}" for key, value in left_out.items()]
         blocks.append(
             Table(
                 f"Responses of task {dataset.attrs['task']}",
@@ -658,6 +675,8 @@ def _rdms(
     for dataset in opened:
         conditions.update(zip(dataset["stimulus"].values, dataset["condition"].values))
     blocks: list[Any] = []
+    # Images with the first measure of a task suffice: the order is the same in all.
+    with_images: set[str] = set()
     for path in rdms:
         dataset = _own(path, "rdms", subject)
         first, second = dataset["stimulus_i"].values, dataset["stimulus_j"].values
@@ -678,9 +697,15 @@ def _rdms(
         if not matrices:
             blocks.append(Note(f"RDMs by {measure}: no region has a finite dissimilarity."))
             continue
+        task = str(dataset.attrs["task"])
         thumbnails = {}
-        if choices.thumbnails and len(order.names) <= choices.max_thumbnails:
+        if (
+            choices.thumbnails
+            and task not in with_images
+            and len(order.names) <= choices.max_thumbnails
+        ):
             thumbnails = read_thumbnails(stimuli, order.names)
+            with_images.add(task)
         notes = {}
         if "n_voxels" in dataset:
             notes = {
@@ -732,7 +757,7 @@ def _searchlight(
         blocks += layer_pictures(
             subject_maps(dataset, predictors=[str(p) for p in dataset["predictor"].values]),
             what="Searchlight RSA",
-            score=f"{dataset.attrs['comparison']} of RDMs",
+            score=comparison_name(str(dataset.attrs["comparison"])),
             threshold=choices.searchlight_threshold,
             slices=choices.slices,
             anatomy=anatomy,
@@ -757,6 +782,8 @@ def _encoding(
         layers = [str(name) for name in dataset["layer"].values]
         scores = np.asarray(dataset["score"].values)
         best = np.asarray(dataset["best_layer"].values)
+        reached = np.where(np.isfinite(scores), scores, -np.inf).max(axis=0)
+        best = best[reached >= choices.encoding_threshold]
         top = np.where(np.isfinite(scores), scores, -np.inf).max(axis=0)
         top = top[np.isfinite(top)]
         above = int((top >= choices.encoding_threshold).sum())
@@ -786,7 +813,7 @@ def _encoding(
                 f"Voxels with r ≥ {number(choices.encoding_threshold)}",
                 "95th percentile of r",
                 "Highest r",
-                "Most frequent best layer",
+                "Most frequent best layer there",
             ),
             rows,
             "r: Pearson correlation of predicted and measured responses on held-out runs, of each "
