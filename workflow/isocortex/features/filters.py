@@ -33,6 +33,14 @@ class Pixels(nn.Module):
         return self.grey(self.rgb(images))
 
 
+def _is_fast(length: int) -> bool:
+    """Whether a length has no prime factor over 5: others take several times as long."""
+    for factor in (2, 3, 5):
+        while length % factor == 0:
+            length //= factor
+    return length == 1
+
+
 class GaborScale(nn.Module):
     """Gabor energy of one spatial frequency, on a grid.
 
@@ -61,6 +69,8 @@ class GaborScale(nn.Module):
         # The envelope in space has the standard deviation 1 / (2 pi spread); three of them
         # are what a border can reach.
         border = min(size - 1, math.ceil(3 / (2 * math.pi * spread)))
+        while border < size - 1 and not _is_fast(size + 2 * border):
+            border += 1
         self.size, self.border, self.grid = size, border, grid
         axis = torch.fft.fftfreq(size + 2 * border, dtype=torch.float64)
         angles = torch.arange(orientations, dtype=torch.float64) * math.pi / orientations
