@@ -2,7 +2,6 @@
 
 import difflib
 import hashlib
-import importlib
 import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
@@ -76,7 +75,9 @@ def import_torchvision() -> ModuleType:
                 library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
             _KEPT_LIBRARIES.append(library)
             logger.info("torchvision without its compiled operators: they do not fit this torch")
-    return importlib.import_module("torchvision")
+    import torchvision
+
+    return torchvision
 
 
 def weights_digest(module: nn.Module) -> str:
