@@ -8,6 +8,7 @@ from rsatoolbox.util.inference_util import _dual_bootstrap
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
+from isocortex.errors import InputError
 from isocortex.rsa import (
     COMPARISONS,
     bootstrap_counts,
@@ -17,6 +18,7 @@ from isocortex.rsa import (
     dual_bootstrap_variance,
     noise_ceiling,
     pair_weights,
+    resolve_bootstrap,
     score_statistics,
 )
 
@@ -106,6 +108,33 @@ def test_weighted_bootstrap_equals_repeated_rows(comparison, kind):
         np.testing.assert_allclose(scores, compare(x, y, PEER[comparison]), atol=1e-8)
 
 
+@pytest.mark.parametrize(
+    ("over", "n_subjects", "n_stimuli", "wanted"),
+    [
+        ("auto", 3, 60, "both"),
+        ("auto", 3, 12, "subjects"),
+        ("auto", 1, 12, "stimuli"),
+        ("both", 1, 60, "stimuli"),
+        ("subjects", 1, 8, "none"),
+        ("subjects", 5, 8, "subjects"),
+        ("both", 5, 10, "both"),
+    ],
+)
+def test_what_is_resampled(over, n_subjects, n_stimuli, wanted):
+    assert resolve_bootstrap(over, n_subjects=n_subjects, n_stimuli=n_stimuli) == wanted
+
+
+def test_few_stimuli_are_not_resampled():
+    with pytest.raises(InputError, match=r"8 stimuli, at least 10 are needed"):
+        resolve_bootstrap("both", n_subjects=5, n_stimuli=8)
+    rng = np.random.default_rng(0)
+    brain, models = rng.random((1, 2, 28)), rng.random((3, 28))
+    found = score_statistics(brain, models, comparison="pearson", over="none", samples=9, seed=0)
+    assert np.isfinite(found["mean"]).all()
+    for key in ("p", "interval_low", "interval_high"):
+        assert np.isnan(found[key]).all()
+
+
 @pytest.mark.parametrize("comparison", COMPARISONS)
 def test_every_stimulus_once_gives_the_plain_score(comparison):
     for kind in ("plain", "missing"):
@@ -186,13 +215,13 @@ def test_false_positive_rate(over):
     share a random geometry, which the bootstrap of subjects alone would take for an effect.
     """
     rng = np.random.default_rng(16)
-    studies, hits = 600, 0
+    studies, hits = (600 if over == "subjects" else 250), 0
     for k in range(studies):
         brain, model = _null_study(
             rng, n_subjects=8, n_stimuli=20, shared=1.0 if over == "both" else 0.0
         )
         result = score_statistics(
-            brain[:, None], model, comparison="pearson", over=over, samples=200, seed=k
+            brain[:, None], model, comparison="pearson", over=over, samples=150, seed=k
         )
         hits += result["p"][0, 0] < 0.05
     low, high = _binomial_interval(studies)

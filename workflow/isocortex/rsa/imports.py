@@ -95,7 +95,8 @@ def import_rdms(
             "cross_validation": "unknown",
         },
     )
-    return store.write(dataset, out, spec="rdms", sources=list(files), code=code)
+    sources = [*files, *(listed for listed in lists if str(listed))]
+    return store.write(dataset, out, spec="rdms", sources=sources, code=code)
 
 
 def read_rdm(

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 FACTORS = ("auto", "subjects", "stimuli", "both")
 STIMULI_TO_RESAMPLE = 20
 """Below so many stimuli ``auto`` takes them as fixed: their bootstrap is too coarse."""
+FEWEST_STIMULI = 10
+"""With fewer a sample of stimuli often has no score, and those that have one vary too little."""
 _SAMPLES_A_TASK = 125
 
 
@@ -100,6 +102,8 @@ def compare_rdms(
         flags.append(f"{brain.n_stimuli_dropped} stimuli that not all subjects saw were left out")
     if n_subjects < 2:
         flags.append("one subject: no noise ceiling and no p-value; at least 2 are needed")
+    if over == "none":
+        flags.append(f"{n_stimuli} stimuli: no intervals; at least {FEWEST_STIMULI} are needed")
     for flag in flags:
         logger.warning("%s", flag)
 
@@ -157,12 +161,22 @@ def compare_rdms(
 
 
 def resolve_bootstrap(over: str, *, n_subjects: int, n_stimuli: int) -> str:
-    """Return what is resampled: ``subjects``, ``stimuli`` or ``both``.
+    """Return what is resampled: ``subjects``, ``stimuli``, ``both``, or ``none``.
 
-    With one subject only the stimuli can be.
+    With one subject only stimuli can be, if there are 10.
+
+    Raises
+    ------
+    InputError
+        Where stimuli are to be resampled and there are fewer than 10.
     """
+    if over in ("stimuli", "both") and n_stimuli < FEWEST_STIMULI:
+        raise InputError(
+            f"rsa.bootstrap.over is {over} but there are {n_stimuli} stimuli, at least "
+            f"{FEWEST_STIMULI} are needed: set it to subjects"
+        )
     if n_subjects < 2:
-        return "stimuli"
+        return "stimuli" if n_stimuli >= FEWEST_STIMULI else "none"
     if over == "auto":
         return "both" if n_stimuli >= STIMULI_TO_RESAMPLE else "subjects"
     return over
@@ -222,7 +236,7 @@ def score_statistics(
     comparison
         One of `isocortex.rsa.compare.COMPARISONS`.
     over
-        ``subjects``, ``stimuli`` or ``both``.
+        ``subjects``, ``stimuli``, ``both``, or ``none``: no intervals, no p-values.
     samples, seed
         Of the bootstrap.
 
@@ -299,9 +313,11 @@ def score_statistics(
         elif over == "subjects":
             variance = variances["subjects"] * counted / (counted - 1.0)
             freedom = counted - 1
-        else:
+        elif over == "stimuli":
             variance = variances["stimuli"] * n_stimuli / (n_stimuli - 1.0)
             freedom = np.full_like(counted, n_stimuli - 1)
+        else:
+            variance, freedom = np.full_like(mean, np.nan), np.zeros_like(counted)
         error = np.sqrt(np.maximum(variance, np.finfo(np.float64).eps))
         error = np.where(freedom > 0, error, np.nan)
         freedom = np.maximum(freedom, 1)
