@@ -195,6 +195,8 @@ def _one_pattern_constant(dataset):
     [
         ("grid", "not on the grid"),
         ("empty region", "region nowhere has 0 usable voxels"),
+        ("label", "index is not a whole number"),
+        ("region twice", "names region early twice"),
         ("one run", "has one run: crossnobis needs two"),
         ("no residuals", "no GLM residuals: set rsa.noise_normalisation.source"),
         ("no condition", "have no condition"),
@@ -211,6 +213,10 @@ def test_bad_input_is_refused_in_one_line(tmp_path, regions, case, message):
         regions = write_regions(tmp_path, affine=np.diag([2.0, 2.0, 2.0, 1.0]))
     if case == "empty region":
         regions = write_regions(tmp_path, extra=[("nowhere", 9)])
+    if case == "label":
+        regions = write_regions(tmp_path, extra=[("nowhere", "x")])
+    if case == "region twice":
+        regions = write_regions(tmp_path, extra=[("early", 3)])
     if case == "one run":
         given, options = {"n_runs": 1}, {"measure": "crossnobis"}
     if case == "no residuals":

@@ -284,7 +284,13 @@ def _voxels_of_regions(
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"{region_labels} names region {twice} twice: give each its own name")
-    member = np.array([np.rint(label) == int(float(row["index"])) for row in rows])
+    try:
+        numbers = [int(row["index"]) for row in rows]
+    except ValueError as error:
+        raise InputError(
+            f"{region_labels}: index is not a whole number ({error}): mend it"
+        ) from error
+    member = np.array([np.rint(label) == number for number in numbers])
     return names, member
 
 

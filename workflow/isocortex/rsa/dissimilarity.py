@@ -125,8 +125,7 @@ def crossnobis_distance(
     indicator = np.zeros((len(folds) * n, len(row)))
     indicator[fold * n + row, np.arange(len(row))] = 1.0
     counts = indicator.sum(axis=1).reshape(len(folds), n)
-    # A run's mean pattern is in both stimuli of a pair and cancels; without it less is lost to
-    # rounding and the folds stay independent.
+    # Differences do not depend on the mean pattern; without it less is lost to rounding.
     centred = patterns - patterns.mean(axis=0)
     sums = (indicator @ centred).reshape(len(folds), n, n_voxels)
     total, total_counts = sums.sum(axis=0), counts.sum(axis=0)

@@ -148,6 +148,8 @@ def compare_rdms(
             "n_bootstrap": int(options["samples"]),
             "seed": seed,
             "correction": correction,
+            "corrected_over": "predictors and regions of one comparison",
+            "interval_level": 0.95,
             "n_stimuli": n_stimuli,
             "n_stimuli_dropped": brain.n_stimuli_dropped,
             "n_pairs_missing": {
