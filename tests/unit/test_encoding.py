@@ -443,6 +443,7 @@ def test_best_layer_ceilings_and_maps(tmp_path, planted):
         "sub-01_task-objects_model-net_space-MNI_desc-bestlayer_dseg.nii.gz"
     )
     np.testing.assert_array_equal(best.get_fdata()[:20, 1, 0], [1] * 10 + [2] * 10)
+    assert best.get_data_dtype() == np.int16
 
 
 def test_scores_over_the_ceiling_are_kept_counted_and_warned_of(tmp_path, planted, caplog):
@@ -470,6 +471,24 @@ def test_features_are_joined_by_id_not_by_order(tmp_path, planted):
         == (store.manifest(tmp_path / "b.zarr")["content"])
     )
     np.testing.assert_array_equal(first["score"].values, other["score"].values)
+
+
+def test_betas_that_are_read_in_blocks_give_the_same(tmp_path, planted, monkeypatch):
+    betas, layers, names, *_ = planted
+    features = write_features(tmp_path / "f.zarr", layers, names)
+    whole = fit(tmp_path, betas, features, name="whole", voxel_batch=7)
+    monkeypatch.setattr(encoding.fit, "RESIDENT_BYTES", 1)
+    parts = fit(tmp_path, betas, features, name="parts", voxel_batch=7)
+    np.testing.assert_array_equal(whole["score"].values, parts["score"].values)
+
+
+def test_without_repeats_there_is_no_ceiling_but_a_score(tmp_path, planted):
+    _, layers, names, responses, stimuli, runs = planted
+    betas = write_betas(tmp_path / "b.zarr", responses, stimuli, runs, ncsnr=np.full(25, np.nan))
+    result = fit(tmp_path, betas, write_features(tmp_path / "f.zarr", layers, names))
+    assert np.isfinite(result["score"].values).all()
+    assert np.isnan(result["score_normalised"].values).all()
+    assert result.attrs["n_voxels_ceiling_too_low"] == 25
 
 
 def test_trials_without_a_stimulus_are_counted(tmp_path, planted):

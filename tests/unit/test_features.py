@@ -244,19 +244,26 @@ def test_untrained_weights_follow_the_seed_and_leave_the_generator_alone():
 
 
 LIBRARIES = """
-import sys, torch
+import sys, pathlib, tempfile, numpy as np, torch
 sys.path.insert(0, {path!r})
-from isocortex import features
-images = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
-for source, name in (("torchvision", "resnet18"), ("timm", "vit_tiny_patch16_224"),
-                     ("transformers", "MobileViTModel")):
-    made = features.build_architecture("m", source=source, architecture=name, seed=1)
-    with torch.inference_mode():
-        size = made.image_size
-        out = features.extract._first_tensor(made.module(images[..., :size, :size]))
-    assert torch.isfinite(out).all() and out.std() > 0
-    print(source, made.image_size, len(made.layers), made.layers[0], made.layers[-1],
-          features.weights_digest(made.module), out.double().sum().item())
+from PIL import Image
+from isocortex import features, store
+pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), dtype=np.uint8)
+with tempfile.TemporaryDirectory() as folder:
+    paths = [pathlib.Path(folder, name) for name in ("a.png", "b.png")]
+    for path, image in zip(paths, pixels):
+        Image.fromarray(image).save(path)
+    for source, name in (("torchvision", "resnet18"), ("timm", "vit_tiny_patch16_224"),
+                         ("transformers", "ViTModel")):
+        out = pathlib.Path(folder, "out.zarr")
+        features.extract_features(
+            stimuli=paths, stimulus_ids=["a", "b"], out=out, model="m", source=source,
+            architecture=name, seed=1, pool="mean")
+        layers = store.groups(out)
+        last = store.open(out, "features", group=layers[-1])["activation"].values
+        assert np.isfinite(last).all() and last.std() > 0 and not np.allclose(*last)
+        print(source, len(layers), layers[0], layers[-1], last.shape[1],
+              store.manifest(out)["content"])
 """
 
 
@@ -271,10 +278,16 @@ def test_library_architectures_untrained_are_the_same_in_two_processes():
     assert runs[0] == runs[1]
     lines = [line.split()[:5] for line in runs[0].splitlines()]
     assert lines == [
-        ["torchvision", "224", "4", "layer1", "layer4"],
-        ["timm", "224", "12", "blocks.0", "blocks.11"],
-        ["transformers", "256", "5", "encoder.layer.0", "encoder.layer.4"],
+        ["torchvision", "4", "layer1", "layer4", "512"],
+        ["timm", "12", "blocks.0", "blocks.11", "192"],
+        ["transformers", "12", "layers.0", "layers.11", "768"],
     ]
+
+
+def test_torch_is_left_as_it_was(tmp_path, images):
+    before = torch.get_deterministic_debug_mode(), torch.get_num_threads()
+    extract(tmp_path, images[:1], architecture="pixels", threads=before[1] + 1)
+    assert (torch.get_deterministic_debug_mode(), torch.get_num_threads()) == before
 
 
 @pytest.mark.parametrize(

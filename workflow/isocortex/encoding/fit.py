@@ -467,10 +467,10 @@ def _write_maps(folder: Path, result: xr.Dataset) -> None:
         f"sub-{attrs['subject']}_task-{attrs['task']}_model-{attrs['model']}_"
         f"space-{attrs['space']}_"
     )
-    for suffix, values in (
-        ("stat-r_statmap", result["score"].values[at_best]),
-        ("stat-rnormalised_statmap", result["score_normalised"].values[at_best]),
-        ("desc-bestlayer_dseg", best + 1.0),
+    for suffix, values, dtype in (
+        ("stat-r_statmap", result["score"].values[at_best], np.float32),
+        ("stat-rnormalised_statmap", result["score_normalised"].values[at_best], np.float32),
+        ("desc-bestlayer_dseg", best + 1, np.int16),
     ):
         write_map(
             folder / f"{stem}{suffix}.nii.gz",
@@ -478,6 +478,7 @@ def _write_maps(folder: Path, result: xr.Dataset) -> None:
             voxels,
             shape=attrs["shape"],
             affine=attrs["affine"],
+            dtype=dtype,
         )
     provenance.write_json(
         folder / f"{stem}desc-bestlayer_dseg.json", {"Levels": legend(result["layer"].values)}

@@ -14,8 +14,9 @@ def write_map(
     *,
     shape: Sequence[int],
     affine: Sequence[Sequence[float]],
+    dtype: type = np.float32,
 ) -> Path:
-    """Write one value a voxel as a NIfTI image of float32.
+    """Write one value a voxel as a NIfTI image.
 
     Parameters
     ----------
@@ -25,11 +26,11 @@ def write_map(
         Shape (voxels,). NaN becomes 0, as everything outside the voxels.
     voxels
         Indices i, j, k, shape (voxels, 3).
-    shape, affine
+    shape, affine, dtype
         Of the image.
     """
-    volume = np.zeros(tuple(shape), np.float32)
-    volume[tuple(np.asarray(voxels).T)] = np.nan_to_num(np.asarray(values, np.float32))
+    volume = np.zeros(tuple(shape), dtype)
+    volume[tuple(np.asarray(voxels).T)] = np.nan_to_num(np.asarray(values))
     image = nibabel.Nifti1Image(volume, np.asarray(affine, float))
     image.header.set_xyzt_units("mm")
     path = Path(path)

@@ -323,6 +323,7 @@ def _write_group_maps(folder, opened, subjects, texts, task, predictors) -> str:
     stem = f"task-{task}_space-{first['space']}_"
     geometry = {"shape": first["shape"], "affine": first["affine"]}
     write_map(folder / f"{stem}stat-r_statmap.nii.gz", mean.max(0), voxels, **geometry)
-    write_map(folder / f"{stem}desc-bestpredictor_dseg.nii.gz", best + 1.0, voxels, **geometry)
+    path = folder / f"{stem}desc-bestpredictor_dseg.nii.gz"
+    write_map(path, best + 1, voxels, dtype=np.int16, **geometry)
     provenance.write_json(folder / f"{stem}desc-bestpredictor_dseg.json", {"Levels": legend(texts)})
     return f"mean over {len(subjects)} subjects at {len(everywhere)} voxels that all have"
