@@ -204,6 +204,18 @@ def test_one_subject_is_compared_over_stimuli_alone():
     np.testing.assert_array_equal(none["score"], result["score"])
 
 
+def test_few_stimuli_are_not_resampled():
+    rng = np.random.default_rng(9)
+    brain, models = planted(rng, subjects=4, stimuli=8, noise=0.5)
+    result = dataset(brain, models, 8)
+    scores = result["score_subject"].sel(statistic="rank_rdm")
+    test = ttest_1samp(scores, 0, axis=-1, alternative="greater")
+    np.testing.assert_allclose(result["p"].sel(statistic="rank_rdm"), test.pvalue, rtol=1e-9)
+    assert result.attrs["options"]["resample"] == "subjects"
+    with pytest.raises(InputError, match="resample is stimuli"):
+        dataset(brain, models, 8, resample="stimuli")
+
+
 def test_stage_joins_models_by_stimulus_and_repeats_its_bytes(tmp_path):
     rng = np.random.default_rng(7)
     brain, models = planted(rng, subjects=3, stimuli=10, noise=0.4)

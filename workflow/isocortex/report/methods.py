@@ -315,6 +315,8 @@ def methods_blocks(
         add("Comparison with models", *_scores(scores, cite))
     if searchlight:
         attrs = searchlight[0].attrs
+        radius = attrs["radius"]
+        radius = f"{radius:g} mm" if isinstance(radius, (int, float)) else radius
         add(
             "Searchlight",
             str(attrs.get("methods", "")),
@@ -360,20 +362,24 @@ def _value(section: Mapping[str, Any], key: str, template: str) -> str:
 
 
 def _preprocessing(section: Mapping[str, Any], cite: Any, version: Any) -> list[str]:
+    steps = "Of each run a reference image was made, head motion estimated rigidly against it, "
+    if section.get("slice_timing", True):
+        steps += "slice timing corrected where the sidecar gives slice times, "
+    resolution = section.get("resolution")
     return [
         f"Preprocessing ran as nipype workflows ({version('nipype')}) {cite('nipype')} on ANTs "
         f"({version('antspyx')}). The T1w image was corrected for intensity non-uniformity by N4 "
         f"{cite('n4')}, its brain extracted, its tissues classified, and it was registered to the "
-        "MNI152 "
-        f"template of nilearn {cite('template', 'nilearn')} by SyN {cite('syn')}.",
-        "Of each run a reference image was made, head motion estimated rigidly against it, slice "
-        "timing corrected where the sidecar gives slice times, and the reference registered "
-        "rigidly "
-        "to the T1w image; all transforms were applied in a single resampling",
-        _value(section, "spaces", "into {}") + ".",
+        f"MNI152 template of nilearn {cite('template', 'nilearn')} by SyN {cite('syn')}.",
+        f"{steps}and the reference registered rigidly to the T1w image; all transforms were "
+        "applied "
+        "in a single resampling"
+        + _value(section, "spaces", " into {}")
+        + (f" at {resolution:g} mm." if isinstance(resolution, (int, float)) else "."),
         f"Confounds carry fMRIPrep's names {cite('fmriprep')}: motion parameters, framewise "
-        f"displacement and DVARS {cite('fd')}, tissue signals and CompCor components "
-        f"{cite('compcor')}.",
+        f"displacement and DVARS {cite('fd')}, tissue signals"
+        + _value(section, "compcor_components", " and {} CompCor components")
+        + f" {cite('compcor')}.",
     ]
 
 
@@ -432,12 +438,8 @@ def _topology(
         f"choices made explicit: scale {attrs['scale']}, thresholds {attrs['threshold']}, pool "
         f"{attrs['pool']}, geodesics {attrs['geodesic']}.",
     ]
-    if identification:
-        sentences.append(
-            "Regions were identified leave-one-subject-out by the nearest centroid; choices among "
-            "thresholds marked as nested were made without the left-out subject. Intervals are "
-            "bootstrap intervals over subjects."
-        )
+    if identification and topology:
+        sentences.append(str(topology[0].attrs.get("methods", "")))
     return sentences
 
 
@@ -446,6 +448,7 @@ def _encoding(
 ) -> list[str]:
     told = ""
     folds = ""
+    parts: list[str] = []
     if encoding:
         told = str(encoding[0].attrs.get("methods", ""))
         folds = f" (folds: {encoding[0].attrs['folds']})"
@@ -459,6 +462,14 @@ def _encoding(
         "normalised by the square root of the explainable share of variance where that is large "
         "enough.",
     ]
-    if summary and summary[0].attrs.get("methods"):
-        sentences.append(str(summary[0].attrs["methods"]))
+    for key, template in (
+        ("test", "Regions were tested by a {}"),
+        ("interval", "intervals are the {}"),
+        ("correction", "p-values are corrected ({})"),
+    ):
+        told = str(summary[0].attrs.get(key, "")) if summary else ""
+        if told:
+            parts.append(template.format(told))
+    if parts:
+        sentences.append(f"{'; '.join(parts)}.")
     return sentences

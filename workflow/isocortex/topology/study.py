@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import dask
@@ -14,6 +14,7 @@ import xarray as xr
 from isocortex import parallel, store
 from isocortex.errors import InputError
 from isocortex.rsa.rdms import BrainRDMs, align_models, load_rdms, n_stimuli
+from isocortex.rsa.scores import FEWEST_STIMULI
 from isocortex.topology import identification, model_comparison
 from isocortex.topology.grid import (
     NESTED,
@@ -131,6 +132,17 @@ def _check_options(brain: BrainRDMs, options: TopologyOptions) -> None:
         )
 
 
+def _resampled(brain: BrainRDMs, options: TopologyOptions) -> TopologyOptions:
+    """Return the options with what can be resampled: stimuli only where there are enough."""
+    if len(brain.stimuli) >= FEWEST_STIMULI or options.resample == "subjects":
+        return options
+    few = f"{len(brain.stimuli)} stimuli, at least {FEWEST_STIMULI} are needed to resample them"
+    if options.resample == "stimuli":
+        raise InputError(f"resample is stimuli in config section trsa, with {few}: use subjects")
+    logger.warning("only subjects are resampled: task %s has %s", brain.task, few)
+    return replace(options, resample="subjects")
+
+
 def unusable(brain: BrainRDMs) -> dict[tuple[str, str], str]:
     """Return why RDMs cannot be used, by (subject, region); usable ones are not in it."""
     reasons = {}
@@ -171,6 +183,7 @@ def identification_dataset(
     brain: BrainRDMs, options: TopologyOptions, *, threads: int = 1
 ) -> xr.Dataset:
     """Return the identification analysis of a set of subjects' RDMs, see `identify_regions`."""
+    options = _resampled(brain, options)
     reasons = unusable(brain)
     left_out: dict[str, str] = {}
     for (_, region), reason in reasons.items():
@@ -211,6 +224,7 @@ def identification_dataset(
             **_shared_attrs(brain, options),
             "chance": 1 / len(regions) if regions else float("nan"),
             "flag": flag,
+            "methods": "" if flag else _identification_methods(options),
             "regions_left_out": left_out,
         },
     )
@@ -412,6 +426,7 @@ def topology_dataset(
     threads
         Cores to use.
     """
+    options = _resampled(brain, options)
     n_subjects, n_regions = brain.dissimilarity.shape[:2]
     reasons = unusable(brain)
     for (_, region), reason in reasons.items():
@@ -500,8 +515,41 @@ def topology_dataset(
         attrs={
             **_shared_attrs(brain, options),
             "alternative": "greater",
+            "methods": _topology_methods(options),
             "left_out": {f"{region} of sub-{s}": why for (s, region), why in reasons.items()},
         },
+    )
+
+
+_RESAMPLED = {
+    "both": "subjects and stimuli",
+    "subjects": "subjects",
+    "stimuli": "stimuli",
+}
+
+
+def _identification_methods(options: TopologyOptions) -> str:
+    return (
+        "Regions of each subject were identified with the nearest centroid (Euclidean distance) "
+        "of the other subjects' regions; threshold pairs were chosen, where marked as nested, "
+        f"among the other subjects. Intervals ({100 * options.interval:g} %) come from "
+        f"{options.bootstrap_samples} bootstrap samples of {_RESAMPLED[options.resample]}, "
+        "centred on the estimate; p-values against chance from "
+        f"{options.permutations} permutations of regions within subjects."
+    )
+
+
+def _topology_methods(options: TopologyOptions) -> str:
+    variance = {
+        "both": "the dual bootstrap of subjects and stimuli (over stimuli alone where a region has "
+        "a single subject)",
+        "subjects": "the variance over subjects",
+        "stimuli": "the bootstrap of stimuli",
+    }[options.resample]
+    return (
+        "Summary statistics of regions and of model layers were compared by Pearson correlation, "
+        f"means over subjects tested against 0 (one-sided t-test) with {variance}; p-values were "
+        "corrected over layers and regions by Holm's method."
     )
 
 
