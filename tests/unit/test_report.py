@@ -32,7 +32,21 @@ def _helpers():
 
 
 files_of = _helpers()
-OPTIONS = files_of.default_options() | {"slices": 3}
+OPTIONS = files_of.default_options() | {"slices": 3, "max_regions_shown": 3}
+NOTHING = dict.fromkeys(
+    [
+        "scores",
+        "identification",
+        "topology",
+        "encoding_summary",
+        "searchlight",
+        "rdms",
+        "encoding",
+        "betas",
+        "confounds",
+    ],
+    (),
+)
 EXCLUDED = {"04": "moved more than 3 mm in every run"}
 SUBJECT_SECTIONS = [
     "preprocessing",
@@ -380,13 +394,47 @@ def test_study_with_nothing_at_all_still_says_so(files, tmp_path):
     assert not page.images
 
 
-def test_inference_is_reported_where_there_is_one(tmp_path):
-    files = files_of.make_study(tmp_path / "made", n_subjects=5, n_stimuli=8, resolution=10)
-    options = OPTIONS | {"thumbnails": False}
-    page = Page(_study(files, tmp_path / "study.html", options=options, encoding=(), rdms=()))
+def test_inference_is_reported_where_there_is_one(files, tmp_path):
+    changed = {}
+    for kind in ("scores", "identification", "encoding_summary"):
+        dataset = store.open(files.of(kind)[0], kind).load()
+        for name in ("p", "p_corrected"):
+            if name in dataset:
+                dataset[name] = xr.full_like(dataset[name], 0.03)
+        store.write(dataset, tmp_path / f"{kind}.zarr", spec=kind)
+        changed[kind] = [tmp_path / f"{kind}.zarr"]
+    page = Page(_study(files, tmp_path / "study.html", **(NOTHING | changed)))
     text = page.section("findings")
-    assert "6 of 6 best layers above 0 (p &lt; 0.05, corrected)" in text
-    assert "p = 0.001" in text
+    assert text.count("6 of 6 best layers above 0 (p &lt; 0.05, corrected)") == 2
+    assert "p = 0.030" in text
+    assert "No p-value" not in page.section("notes")
+
+
+def test_one_subject_gets_no_made_up_intervals_and_no_identification(files, tmp_path):
+    changed = {}
+    for kind in ("scores", "encoding_summary", "identification", "searchlight_group"):
+        dataset = store.open(files.of(kind)[0], kind).load()
+        if "subject" in dataset.dims:
+            dataset = dataset.isel(subject=[0])
+        for name, values in dataset.data_vars.items():
+            wanted = ("interval_", "p_", "ceiling_", "accuracy", "ratio")
+            if values.dtype.kind == "f" and (name.startswith(wanted) or name == "p"):
+                dataset[name] = xr.full_like(values, np.nan)
+        if kind == "identification":
+            dataset.attrs["flag"] = "needs at least 2 subjects, has 1"
+        store.write(dataset, tmp_path / f"{kind}.zarr", spec=kind)
+        changed[kind.removesuffix("_group")] = [tmp_path / f"{kind}.zarr"]
+    page = Page(_study(files, tmp_path / "study.html", subjects=["01"], **(NOTHING | changed)))
+    text = page.section("findings")
+    assert "no interval" in text
+    assert "no p-value with 1 subject" in text
+    assert "Regions were not identified: needs at least 2 subjects, has 1." in text
+    assert "needs at least 2 subjects, has 1" in page.section("notes")
+    assert "Regions were not identified" in page.section("topology")
+    assert "the maps describe and do not test" in page.section("searchlight")
+    assert "nan" not in page.section("models").lower()
+    findings = json.loads((tmp_path / "study_summary.json").read_text())["findings"]
+    assert [finding["available"] for finding in findings] == [True, False, True]
 
 
 def test_options_change_the_page(files, study_page, tmp_path):
@@ -419,7 +467,7 @@ def test_subject_space_has_no_group_map(files, tmp_path):
         dataset.attrs["space"] = "T1w"
         store.write(dataset, tmp_path / path.name, spec="encoding")
         moved.append(tmp_path / path.name)
-    page = Page(_study(files, tmp_path / "study.html", encoding=moved, rdms=(), scores=()))
+    page = Page(_study(files, tmp_path / "study.html", **(NOTHING | {"encoding": moved})))
     assert "there is no group map" in page.section("encoding")
 
 

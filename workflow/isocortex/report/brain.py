@@ -252,7 +252,7 @@ def mosaic(
     axes.text(2, height - 1, "L", fontsize=7, va="bottom")
     axes.text(width - 3, height - 1, "R", fontsize=7, va="bottom", ha="right")
     axes.set_axis_off()
-    return png_uri(figure, dpi=140)
+    return png_uri(figure, dpi=115)
 
 
 def _legend(figure: Any, colours: Mapping[str, Any], label: str) -> None:

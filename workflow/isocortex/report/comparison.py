@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from isocortex.report.drawing import (
+    ACCENT,
     CEILING,
     INK,
     MUTED,
@@ -143,30 +144,30 @@ def comparison_figure(scores: Scores, *, label: str, shown: Sequence[str]) -> st
                 # A ceiling thinner than a line would not be seen.
                 axes.axhline(high, color=CEILING, linewidth=1, zorder=0)
         axes.axhline(0, color=MUTED, linewidth=0.6)
-        for row, predictor in enumerate(scores.predictors):
-            mean, low, high = (a[row, column] for a in (scores.mean, scores.low, scores.high))
-            best = predictor == scores.best[column]
-            colour = colours[predictor]
-            if len(scores.subjects) <= 60:
-                axes.plot(
-                    row + np.asarray(spread),
-                    scores.score[row, column],
-                    "o",
-                    markersize=3.2,
-                    color=colour,
-                    alpha=0.65,
-                    markeredgewidth=0,
-                )
-            if np.isfinite(low) and np.isfinite(high):
-                axes.plot([row, row], [low, high], color=INK, linewidth=1.2, zorder=3)
-            axes.plot(
-                row,
-                mean,
-                "D" if best else "o",
-                markersize=6.5 if best else 5,
-                color=colour,
-                markeredgecolor=INK,
-                markeredgewidth=1.2 if best else 0.5,
+        mean, low, high = (values[:, column] for values in (scores.mean, scores.low, scores.high))
+        tints = [colours[predictor] for predictor in scores.predictors]
+        places = np.arange(n)
+        if len(scores.subjects) <= 60:
+            axes.scatter(
+                (places[:, None] + np.asarray(spread)).ravel(),
+                scores.score[:, column].ravel(),
+                s=10,
+                c=[tint for tint in tints for _ in scores.subjects],
+                alpha=0.65,
+                linewidths=0,
+            )
+        known = np.isfinite(low) & np.isfinite(high)
+        axes.vlines(places[known], low[known], high[known], color=INK, linewidth=1.2, zorder=3)
+        best = np.array([predictor == scores.best[column] for predictor in scores.predictors])
+        for chosen, marker, area, width in ((~best, "o", 25, 0.5), (best, "D", 42, 1.2)):
+            axes.scatter(
+                places[chosen],
+                mean[chosen],
+                s=area,
+                marker=marker,
+                c=[tint for tint, take in zip(tints, chosen) if take] or None,
+                edgecolors=INK,
+                linewidths=width,
                 zorder=4,
             )
         axes.set_title(region)
@@ -232,8 +233,6 @@ def identification_figure(
     str
         SVG data URI.
     """
-    from isocortex.report.drawing import ACCENT
-
     figure = new_figure(5.6, 0.6 + 0.34 * len(statistics) + 0.4)
     axes = figure.add_subplot()
     n_subjects = by_subject.shape[1]

@@ -119,7 +119,7 @@ def png_uri(figure: Figure, *, dpi: int = 140) -> str:
         format="png",
         dpi=dpi,
         metadata={"Software": None},
-        pil_kwargs={"compress_level": 7},
+        pil_kwargs={"compress_level": 5},
     )
     return data_uri(buffer.getvalue(), MIME[".png"])
 

@@ -58,7 +58,7 @@ from isocortex.report.sources import (
     read_manifests,
     versions_table,
 )
-from isocortex.report.subject import ENTRY_TEXT, absence, voxel_reason
+from isocortex.report.subject import ENTRY_TEXT, absence, radius_text, voxel_reason
 
 log = logging.getLogger(__name__)
 
@@ -405,14 +405,17 @@ def _rsa_finding(opened: Sequence[xr.Dataset], entry: str) -> Finding:
 def headline_statistic(dataset: xr.Dataset) -> int:
     """Index of the statistic that carries the identification finding.
 
-    The one whose thresholds were chosen inside the left-out subject; without it the first
-    statistic in the store. Never the best of the grid, which would be circular.
+    The one whose thresholds were chosen inside the left-out subject; where it is absent or has no
+    value (too few subjects), the first statistic of the store that has one. Never the best of the
+    grid, which would be circular.
     """
     names = [str(name) for name in dataset["statistic"].values]
+    values = dataset["accuracy" if "accuracy" in dataset else "score"].values
+    has_value = np.isfinite(values.reshape(len(names), -1)).any(axis=1)
     for index, name in enumerate(names):
-        if "nested" in name:
+        if "nested" in name and has_value[index]:
             return index
-    return 0
+    return int(has_value.argmax())
 
 
 def _identification_finding(opened: Sequence[xr.Dataset], entry: str) -> Finding:
@@ -420,6 +423,10 @@ def _identification_finding(opened: Sequence[xr.Dataset], entry: str) -> Finding
     if not opened:
         return _missing_finding("identification", title, "models", entry)
     dataset = opened[0]
+    if not np.isfinite(dataset["accuracy"].values).any():
+        return Finding(
+            "identification", title, f"{_capital(_no_identification(dataset))}.", "", [], False
+        )
     index = headline_statistic(dataset)
     names = [str(name) for name in dataset["statistic"].values]
     accuracy, low, high, p = (
@@ -465,6 +472,21 @@ def _identification_finding(opened: Sequence[xr.Dataset], entry: str) -> Finding
         values["baseline"] = numbers(plain)
         detail = f"The plain RDM identifies {percent(accuracy[plain])}. {detail}"
     return Finding("identification", title, text, detail, values)
+
+
+def _no_identification(dataset: xr.Dataset) -> str:
+    return f"regions were not identified: {dataset.attrs.get('flag') or 'no accuracy is finite'}"
+
+
+def _resampled(dataset: xr.Dataset) -> str:
+    """What the bootstrap of an identification store drew."""
+    options = dataset.attrs.get("options")
+    drawn = str(options.get("resample", "")) if isinstance(options, Mapping) else ""
+    return {
+        "both": "bootstrap over subjects and stimuli",
+        "subjects": "bootstrap over subjects",
+        "stimuli": "bootstrap over stimuli",
+    }.get(drawn, f"bootstrap over {drawn}" if drawn else "bootstrap")
 
 
 def _equals(p: float) -> str:
@@ -826,7 +848,7 @@ def _models(opened: Sequence[xr.Dataset], choices: ReportOptions, entry: str) ->
             blocks.append(
                 Table(
                     f"Best layer by comparison ({measure})",
-                    ("Region", *(name.replace("_", " ") for name in comparisons)),
+                    ("Region", *(comparison_name(name) for name in comparisons)),
                     rows,
                     "Whether the answer depends on how RDMs are compared.",
                 )
@@ -890,6 +912,8 @@ def split_statistics(dataset: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _identification(dataset: xr.Dataset) -> list[Any]:
+    if not np.isfinite(dataset["accuracy"].values).any():
+        return [Note(f"{_capital(_no_identification(dataset))}.")]
     names = [str(name) for name in dataset["statistic"].values]
     accuracy, low, high, p, ratio = (
         np.asarray(dataset[key].values, dtype=float)
@@ -899,6 +923,9 @@ def _identification(dataset: xr.Dataset) -> list[Any]:
     chance = float(dataset.attrs["chance"])
     n_subjects, n_regions = dataset.sizes["subject"], dataset.sizes["region"]
     grid, named = split_statistics(dataset)
+    # Statistics without a value, such as a nested choice among two subjects, are no figure.
+    grid, named = (rows[np.isfinite(accuracy[rows])] for rows in (grid, named))
+    corrected = np.asarray(dataset["p_corrected"].values, dtype=float)
     setting = (
         f"scale {dataset.attrs['scale']}, thresholds by {dataset.attrs['threshold']}, pool "
         f"{dataset.attrs['pool']}"
@@ -926,7 +953,7 @@ def _identification(dataset: xr.Dataset) -> list[Any]:
                 "over the other "
                 f"subjects is the right one. Points: mean over {count(n_subjects, 'subject')}; "
                 "lines: 95% interval "
-                "(bootstrap over subjects); small dots: subjects; dashed: chance "
+                f"({_resampled(dataset)}); small dots: subjects; dashed: chance "
                 f"({percent(chance)}).",
                 narrow=True,
             )
@@ -939,6 +966,7 @@ def _identification(dataset: xr.Dataset) -> list[Any]:
                     "Accuracy, %",
                     "95% interval, %",
                     "p against chance",
+                    "p, corrected",
                     "Within / across distance",
                 ),
                 [
@@ -947,6 +975,7 @@ def _identification(dataset: xr.Dataset) -> list[Any]:
                         number(100 * accuracy[i], 1),
                         interval(100 * low[i], 100 * high[i], 1),
                         p_value(p[i]),
+                        p_value(corrected[i]),
                         number(ratio[i], 2),
                     ]
                     for i in named
@@ -1181,6 +1210,19 @@ def _searchlight(opened: Sequence[xr.Dataset], choices: ReportOptions, entry: st
             if n.min() == n.max()
             else f"{n.min()} to {n.max()} subjects"
         )
+        p = np.asarray(dataset["p_corrected"].values)
+        if np.isfinite(p).any():
+            below = int((np.nanmin(np.where(np.isfinite(p), p, 1), axis=0) < 0.05).sum())
+            blocks.append(
+                Paragraph(
+                    f"{below:,} of {p.shape[1]:,} centres are above 0 for at least one predictor "
+                    "at "
+                    "p < 0.05, corrected over centres; the maps show every centre over the display "
+                    "threshold."
+                )
+            )
+        else:
+            blocks.append(Note(f"No p-values with {people}: the maps describe and do not test."))
         maps = LayerMaps(
             Grid.of(dataset),
             [str(name) for name in dataset["predictor"].values],
@@ -1194,7 +1236,7 @@ def _searchlight(opened: Sequence[xr.Dataset], choices: ReportOptions, entry: st
             threshold=choices.searchlight_threshold,
             slices=choices.slices,
             who=f"mean over {people}, task {dataset.attrs['task']}, radius "
-            f"{dataset.attrs['radius']}",
+            f"{radius_text(dataset.attrs['radius'])}",
         )
     return blocks
 
@@ -1228,6 +1270,11 @@ def _flags(
                         + (", too few for this test" if absent == values.size else ""),
                     ]
                 )
+    for kind in ("scores", "identification", "topology", "searchlight", "encoding"):
+        for dataset in opened[kind]:
+            rows += [
+                ["Said by the analysis", _name(kind, dataset), text] for text in _said(dataset)
+            ]
     for dataset in opened["scores"]:
         for region in [str(r) for r in dataset["region"].values]:
             scores = np.asarray(dataset["score"].sel(region=region).values)
@@ -1250,14 +1297,16 @@ def _flags(
                         f"{absent} of {values.shape[1]} pairs",
                     ]
                 )
-        dropped = dataset.attrs.get("n_voxels_dropped", 0)
-        dropped = sum(dropped) if isinstance(dropped, (list, tuple)) else dropped
-        if isinstance(dropped, (int, float)) and dropped:
+        dropped = dataset.attrs.get("n_voxels_dropped") or {}
+        if not isinstance(dropped, Mapping):
+            dropped = {"all regions": int(dropped)}
+        lost = [f"{name}: {int(n):,}" for name, n in dropped.items() if n]
+        if lost:
             rows.append(
                 [
                     "Voxels left out of the RDMs",
                     f"subject {dataset.attrs['subject']}, {dataset.attrs['measure']}",
-                    f"{int(dropped):,} voxels",
+                    ", ".join(lost),
                 ]
             )
     for dataset in opened["betas"]:
@@ -1302,11 +1351,28 @@ def _flags(
     ]
 
 
+def _said(dataset: xr.Dataset) -> list[str]:
+    """What a stage itself put down as absent or needing care."""
+    attrs = dataset.attrs
+    flags = attrs.get("flags") or []
+    said = [flags] if isinstance(flags, str) else [str(flag) for flag in flags]
+    said += [str(attrs[key]) for key in ("flag", "warning") if attrs.get(key)]
+    for key in ("regions_left_out", "left_out"):
+        if isinstance(attrs.get(key), Mapping):
+            said += [f"{name} left out: {why}" for name, why in attrs[key].items()]
+    return said
+
+
 def _name(kind: str, dataset: xr.Dataset) -> str:
     name = {
         "scores": "RSA",
         "identification": "region identification",
         "topology": "topological RSA",
+        "searchlight": "searchlight",
+        "encoding": "encoding",
         "encoding_summary": "encoding",
     }[kind]
-    return f"{name}, {dataset.attrs.get('measure', '')}".rstrip(", ")
+    where = [str(dataset.attrs[key]) for key in ("model", "measure") if key in dataset.attrs]
+    if "subject" in dataset.attrs:
+        where.append(f"subject {dataset.attrs['subject']}")
+    return ", ".join([name, *where])

@@ -261,6 +261,11 @@ def _design(opened: Sequence[xr.Dataset], entry: str) -> list[Any]:
     return blocks
 
 
+def radius_text(radius: Any) -> str:
+    """Radius of a searchlight with its unit."""
+    return f"{radius:g} mm" if isinstance(radius, (int, float)) else str(radius)
+
+
 def voxel_reason(key: str) -> str:
     """Say in words why voxels were left out, from the name of their count."""
     words = key.removeprefix("n_voxels_").replace("_", " ")
@@ -745,7 +750,7 @@ def _searchlight(
     for path in paths:
         dataset = _own(path, "searchlight", subject)
         sizes = np.asarray(dataset["n_voxels"].values)
-        radius = dataset.attrs["radius"]
+        radius = radius_text(dataset.attrs["radius"])
         blocks.append(
             Paragraph(
                 f"Task {dataset.attrs['task']}: {sizes.size:,} centres, radius {radius}, "
