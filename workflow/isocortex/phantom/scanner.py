@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -260,19 +261,17 @@ def make_run(
     at_first = apply_affine(np.linalg.inv(poses[0]), points)
 
     # Only points that can meet the head in some pose are followed through the run.
+    reach = 2 + 3 * motion  # mm that a point of the head may move, generously
     shell = sample(epi, epi_affine, at_first, order=1).reshape(grid.shape) > 0.01
-    inside = np.flatnonzero(ndimage.binary_dilation(shell, iterations=2))
+    steps = int(np.ceil(reach / np.linalg.norm(grid.affine[:3, 0])))
+    inside = np.flatnonzero(ndimage.binary_dilation(shell, iterations=steps))
     points, at_first = points[inside], at_first[inside]
     slices = np.unravel_index(inside, grid.shape)[2]
     fractions = noise_fractions(anatomy.tissues(at_first), noise=noise)
 
-    reach = np.linalg.norm(
-        responses.points.min(axis=0) - responses.points.max(axis=0), axis=-1
-    ) > 0 and (
-        (at_first > responses.points.min(axis=0) - 8)
-        & (at_first < responses.points.max(axis=0) + 8)
-    ).all(axis=1)
-    near = np.flatnonzero(reach)
+    margin = responses.affine[0, 0] + reach
+    low, high = responses.points.min(axis=0) - margin, responses.points.max(axis=0) + margin
+    near = np.flatnonzero(((at_first > low) & (at_first < high)).all(axis=1))
 
     offsets, group = np.unique(grid.slice_times, return_inverse=True)
     group = group[slices]
@@ -289,11 +288,17 @@ def make_run(
     shapes = np.stack([2 * phase - 1, np.cos(np.pi * phase), np.cos(2 * np.pi * phase)], axis=1)
 
     data = np.empty((*grid.shape, n_volumes), dtype=np.int16, order="F")
-    for volume in range(n_volumes):
+
+    def look(volume: int) -> tuple[np.ndarray, np.ndarray]:
         here = apply_affine(np.linalg.inv(poses[volume]), points)
-        signal = sample(epi, epi_affine, here)
+        return here[near], sample(epi, epi_affine, here)
+
+    # Interpolation takes most of the time and leaves Python alone meanwhile: threads do it ahead.
+    with ThreadPoolExecutor(2) as pool:
+        looks = list(pool.map(look, range(n_volumes)))
+    for volume, (here, signal) in enumerate(looks):
         factor = np.ones(len(inside), dtype=np.float32)
-        factor[near] += _planted_signal(responses, course[volume], here[near], group[near])
+        factor[near] += _planted_signal(responses, course[volume], here, group[near])
         if noise:
             factor += fields.expand(memory).ravel()[inside] * fractions["autocorrelated"]
             trend = sum(w * t for w, t in zip(shapes[volume], trends)) - trends[0] * shapes[0, 0]
