@@ -555,11 +555,9 @@ def study_stores(kind):
     if kind == "topology":
         return [topology_store(*pair) for pair in pairs]
     if kind == "searchlight_group":
-        return (
-            [searchlight_group_store(task) for task in STUDY.tasks]
-            if has_searchlight()
-            else []
-        )
+        # Only in a template space do subjects share a grid.
+        shared = has_searchlight() and STUDY.space != "T1w"
+        return [searchlight_group_store(task) for task in STUDY.tasks] if shared else []
     if not has_betas():
         return []
     if kind == "encoding_summary":

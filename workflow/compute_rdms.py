@@ -8,7 +8,7 @@ if __name__ == "__main__":
         compute_rdms(
             betas=snakemake.input.betas,
             regions=snakemake.input.regions,
-            region_labels=snakemake.input.labels,
+            region_labels=snakemake.input.region_labels,
             out=snakemake.output.store,
             measure=snakemake.wildcards.measure,
             **snakemake.params.options,
