@@ -21,6 +21,41 @@ _TEXT = {
 _UNITS = {"framewise_displacement": "mm"}
 
 
+def temporal_difference_variance(series: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """DVARS, plain and standardised.
+
+    Parameters
+    ----------
+    series
+        Shape (voxel, time): the voxels of the brain after motion correction.
+
+    Returns
+    -------
+    dvars : numpy.ndarray
+        (time - 1,): RMS over voxels of the difference to the volume before, on a scale on which
+        the median of the whole is 1000 (Power et al. 2012).
+    std_dvars : numpy.ndarray
+        (time - 1,): the same over its expectation from each voxel's robust standard deviation
+        and first-order autocorrelation (Nichols 2013).
+
+    Notes
+    -----
+    The numbers are those of nipype's ``ComputeDVARS``, which needs a package that this project
+    does without for one autocorrelation, and takes it in a loop over voxels.
+    """
+    values = np.asarray(series, dtype=np.float64)
+    values = values / np.median(values) * 1000
+    lower, upper = np.percentile(values, [25, 75], axis=1, method="lower")
+    spread = (upper - lower) / 1.349
+    values, spread = values[spread > 1e-7], spread[spread > 1e-7]
+    centred = values - values.mean(axis=1, keepdims=True)
+    power = (centred**2).sum(axis=1)
+    autocorrelation = (centred[:, 1:] * centred[:, :-1]).sum(axis=1) / power
+    expected = (np.sqrt(2 * (1 - autocorrelation)) * spread).mean()
+    dvars = np.sqrt((np.diff(values, axis=1) ** 2).mean(axis=0))
+    return dvars, dvars / expected
+
+
 def expansions(values: np.ndarray, name: str) -> dict[str, np.ndarray]:
     """A regressor with its derivative and both squares (Satterthwaite et al. 2013).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import zlib
 from collections.abc import Mapping, Sequence
@@ -235,8 +236,6 @@ def merge_sidecars(paths: Sequence[str | Path]) -> dict[str, Any]:
     InputError
         A file is not JSON or not an object.
     """
-    import json
-
     merged: dict[str, Any] = {}
     for path in paths:
         try:

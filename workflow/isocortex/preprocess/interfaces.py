@@ -18,10 +18,15 @@ from nipype.interfaces.base import (
     traits,
 )
 from scipy import ndimage
+from skimage.filters import threshold_otsu
 
 from isocortex.errors import InputError
 from isocortex.preprocess import figures, registration
-from isocortex.preprocess.confounds import confounds_table, write_table
+from isocortex.preprocess.confounds import (
+    confounds_table,
+    temporal_difference_variance,
+    write_table,
+)
 from isocortex.preprocess.images import as_image, read_anatomy, read_series, save_image
 from isocortex.preprocess.motion import estimate_motion, reference_volume
 from isocortex.preprocess.resampling import grid_around, resample_series, resample_volume
@@ -38,6 +43,9 @@ from isocortex.preprocess.transforms import (
 )
 
 logger = logging.getLogger(__name__)
+
+# mm around the brain that are resampled: for the outputs, and for the confounds
+_MARGIN, _NATIVE_MARGIN = 12.0, 4.0
 
 
 class _Interface(SimpleInterface):
@@ -370,7 +378,11 @@ def epi_mask(mean: np.ndarray) -> np.ndarray:
     structure = ndimage.generate_binary_structure(3, 1)
     if min(mean.shape) < 5:
         structure[:, :, [0, 2]] = False
-    mask = registration.foreground(ndimage.gaussian_filter(mean, 0.5))
+    smooth = ndimage.gaussian_filter(mean, 0.5)
+    # in BOLD the brain outshines the scalp: Otsu on the plain scale, a little below
+    top = np.percentile(smooth, 99)
+    threshold = 0.8 * threshold_otsu(np.minimum(smooth, top))
+    mask = ndimage.binary_fill_holes(smooth > threshold)
     opened = ndimage.binary_opening(mask, structure, iterations=2)
     if opened.sum() < 0.3 * mask.sum():
         opened = mask
@@ -504,15 +516,22 @@ class ResampleSpace(_Interface):
                 chain = read_transforms(self.inputs.to_template)
                 in_t1w = apply_chain(chain, grid_points(shape, affine))
             points = to_t1w.apply(in_t1w)
+        brain = resample_volume(inside_t1w, t1w_mask.affine, in_t1w, shape, order=1) > 0.5
+        # beyond the scalp there is nothing to resample
+        depth = _NATIVE_MARGIN if space == "boldref" else _MARGIN
+        size = np.linalg.norm(affine[:3, :3], axis=0)
+        near = ndimage.distance_transform_edt(~brain, sampling=size) <= depth
+        if not brain.any():
+            near = brain
         values, covered = resample_series(
             np.asarray(image.dataobj),
             image.affine,
             read_motion(self.inputs.matrices),
             points,
             shape,
+            near=near,
             threads=self.inputs.threads,
         )
-        brain = resample_volume(inside_t1w, t1w_mask.affine, in_t1w, shape, order=1) > 0.5
         reference = nib.load(self.inputs.reference)
         boldref = resample_volume(
             np.asarray(reference.dataobj, np.float32), reference.affine, points, shape, order=3
@@ -589,6 +608,34 @@ class NoiseMasks(_Interface):
             self._results[name] = self._keep(
                 runtime, f"{name}.nii.gz", values.astype(np.uint8), mask.affine
             )
+        return runtime
+
+
+class DvarsInput(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="run after motion correction")
+    in_mask = File(exists=True, mandatory=True, desc="brain mask")
+
+
+class DvarsOutput(TraitedSpec):
+    out_nstd = File(exists=True, desc="DVARS, from the second volume on")
+    out_std = File(exists=True, desc="standardised DVARS, from the second volume on")
+
+
+class Dvars(_Interface):
+    """DVARS with the inputs, outputs and numbers of nipype's ComputeDVARS."""
+
+    input_spec = DvarsInput
+    output_spec = DvarsOutput
+
+    def _run_interface(self, runtime):
+        mask = np.asarray(nib.load(self.inputs.in_mask).dataobj) > 0
+        series = np.asarray(nib.load(self.inputs.in_file).dataobj)[mask]
+        for name, values in zip(
+            ("out_nstd", "out_std"), temporal_difference_variance(series), strict=True
+        ):
+            path = Path(runtime.cwd) / f"{name}.txt"
+            np.savetxt(path, values, fmt="%.8f")
+            self._results[name] = str(path)
         return runtime
 
 

@@ -8,6 +8,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+# ITK counts its threads once, at its first use in the process: with more than one of them, sums
+# differ in their last bits from run to run
+os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
+
 import ants
 import nibabel as nib
 import numpy as np
@@ -549,33 +553,39 @@ def coregister(
     starts = {"scanner": np.eye(4), "centres": shift}
     if np.linalg.norm(shift[:3, 3]) < 8:
         del starts["centres"]
-    levels = {
-        "aff_iterations": (100, 50, 30),
-        "aff_shrink_factors": (3, 2, 1),
-        "aff_smoothing_sigmas": (2, 1, 0),
-    }
-    if min(fixed.shape) < 12:
-        # too thin to shrink
-        levels = {
-            "aff_iterations": (100, 50),
-            "aff_shrink_factors": (1, 1),
-            "aff_smoothing_sigmas": (1, 0),
-        }
     best: tuple[float, np.ndarray] | None = None
-    for name, start in starts.items():
-        chain, _ = register(
-            fixed,
-            small,
-            "Rigid",
-            seed=seed,
-            fixed_mask=rim,
-            initial=start,
-            aff_random_sampling_rate=0.5,
-            **levels,
-        )
-        moved = warp(small, chain, fixed)
-        score = _mutual_information(np.asarray(fixed.dataobj)[rim], moved[rim])
-        logger.info("BOLD to T1w from the %s: MI %.4f", name, score)
-        if best is None or score > best[0]:
-            best = (score, linear_part(chain))
-    return np.linalg.inv(best[1])
+    if len(starts) > 1:
+        # a few coarse steps from each tell the better one
+        coarse = downsample(fixed, 6.0) if min(fixed.shape) >= 24 else fixed
+        near = warp(as_image(rim.astype(np.float32), fixed.affine), [], coarse) > 0.5
+        for name, start in starts.items():
+            chain, _ = register(
+                coarse,
+                small,
+                "Rigid",
+                seed=seed,
+                fixed_mask=near,
+                initial=start,
+                aff_iterations=(60,),
+                aff_shrink_factors=(1,),
+                aff_smoothing_sigmas=(1,),
+                aff_random_sampling_rate=1.0,
+            )
+            moved = warp(small, chain, coarse)
+            score = _mutual_information(np.asarray(coarse.dataobj)[near], moved[near])
+            logger.info("BOLD to T1w from the %s: MI %.4f", name, score)
+            if best is None or score > best[0]:
+                best = (score, linear_part(chain))
+    chain, _ = register(
+        fixed,
+        small,
+        "Rigid",
+        seed=seed,
+        fixed_mask=rim,
+        initial=best[1] if best else starts["scanner"],
+        aff_iterations=(60, 30),
+        aff_shrink_factors=(2, 1) if min(fixed.shape) >= 12 else (1, 1),
+        aff_smoothing_sigmas=(1, 0),
+        aff_random_sampling_rate=0.25,
+    )
+    return np.linalg.inv(linear_part(chain))

@@ -59,6 +59,7 @@ def resample_series(
     points: np.ndarray,
     shape: Sequence[int],
     *,
+    near: np.ndarray | None = None,
     threads: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Resample every volume of a run once, by cubic splines.
@@ -76,6 +77,8 @@ def resample_series(
         from the output space to the reference is in here.
     shape
         Of the output grid, n voxels.
+    near
+        Boolean (*shape): voxels to fill, the others stay 0; all by default.
     threads
         Volumes worked on at the same time.
 
@@ -89,13 +92,15 @@ def resample_series(
     to_index = np.linalg.inv(affine)
     extent = np.array(series.shape[:3])
     reach = _near(points @ to_index[:3, :3].T + to_index[:3, 3], extent, slack=8)
-    near = np.ascontiguousarray(points[reach].T)
+    if near is not None:
+        reach = reach[near.ravel()[reach]]
+    moving = np.ascontiguousarray(points[reach].T)
     out = np.zeros((series.shape[3], int(np.prod(shape))), np.float32)
-    covered = np.ones(near.shape[1], bool)
+    covered = np.ones(len(reach), bool)
 
     def one(t: int) -> np.ndarray:
         matrix = to_index @ motion[t]
-        index = matrix[:3, :3] @ near + matrix[:3, 3:]
+        index = matrix[:3, :3] @ moving + matrix[:3, 3:]
         within = np.all((index >= -0.5) & (index <= extent[:, None] - 0.5), axis=0)
         volume = np.asarray(series[..., t], np.float32)
         coefficients = spline_filter(volume, 3, output=np.float32, mode="mirror")

@@ -12,7 +12,6 @@ from typing import Any
 from nipype.algorithms.confounds import (
     TSNR,
     ACompCor,
-    ComputeDVARS,
     FramewiseDisplacement,
     NonSteadyStateDetector,
 )
@@ -245,7 +244,7 @@ def init_bold_wf(
     masks = Node(own.NoiseMasks(), name="noise_masks", mem_gb=1.0)
     displacement = Node(FramewiseDisplacement(parameter_source="FSL"), name="framewise")
     dvars = Node(
-        ComputeDVARS(save_std=True, save_nstd=True, remove_zerovariance=True),
+        own.Dvars(),
         name="dvars",
         mem_gb=base + 3 * series_gb,
     )
