@@ -78,6 +78,11 @@ def options(section, *keys):
     return {key: chosen[key] for key in keys} if keys else dict(chosen)
 
 
+def options_but(section, *keys):
+    """Return a config section without some of its keys, for a rule's params."""
+    return {key: value for key, value in CONFIG[section].items() if key not in keys}
+
+
 # Paths of the stores: the only place where they are written.
 
 

@@ -45,7 +45,7 @@ rule compare_topology:
         mem_mb=3000,
         runtime=120,
     params:
-        options=options("trsa"),
+        options=options_but("trsa", "permutations"),
         seed=SEED,
         code=code_version("compare_topology"),
     script:

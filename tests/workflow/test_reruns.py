@@ -121,7 +121,7 @@ def test_editing_a_script_runs_its_rule(demo, code_copy):
         ),
         (
             'trsa={"permutations": 500}',
-            {"identify_regions", "compare_topology", "report_study", "all"},
+            {"identify_regions", "report_study", "all"},
         ),
         ('report={"thumbnails": false}', {"report_subject", "report_study", "all"}),
     ],
