@@ -555,10 +555,10 @@ def test_coregistration_finds_a_slab():
     t1w = reg.load_template(3.0)
     brain = np.asarray(reg.load_template(3.0, "mask").dataobj) > 0.5
     pose = rigid_matrix(np.array([6.0, -9, 4, 0.06, -0.04, 0.08]), np.array([0, -15, 10.0]))
-    # a slab of 20 slices with the contrast of BOLD, in another pose
+    # a slab of 26 slices with the contrast of BOLD, in another pose
     affine = np.diag([3.0, 3, 4, 1])
-    affine[:3, 3] = [-96, -132, -30]
-    shape = (64, 74, 20)
+    affine[:3, 3] = [-96, -132, -40]
+    shape = (64, 74, 26)
     slab = as_image(np.zeros(shape, np.float32), affine)
     back = [AffineTransform(np.linalg.inv(pose))]
     values = reg.warp(t1w, back, slab)

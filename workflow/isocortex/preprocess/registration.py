@@ -387,32 +387,44 @@ def brain_mask(
     warped = warp(load_template(2.0, "mask"), back, head)
     size = np.linalg.norm(head.affine[:3, :3], axis=0)
     outer = ndimage.gaussian_filter(warped, 1.5 / size) > 0.5
-    values = np.asarray(head.dataobj, np.float32)
-    depth = ndimage.distance_transform_edt(outer, sampling=size)
+    if outer.sum() < 1000:
+        return outer, chain
+    # everything below happens near the brain: a box around it is a third of the volume
+    found = np.argwhere(outer)
+    pad = np.ceil(12.0 / size).astype(int)
+    low = np.maximum(found.min(axis=0) - pad, 0)
+    high = np.minimum(found.max(axis=0) + pad + 1, outer.shape)
+    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    mask = np.zeros(outer.shape, bool)
+    values = np.asarray(head.dataobj, np.float32)[box]
+    mask[box] = _fit_to_tissue(outer[box], values, size)
+    return mask, chain
+
+
+def _fit_to_tissue(outer: np.ndarray, values: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """The template's mask on a head, moved by up to 2 mm to where the tissue ends."""
+
+    def distance(mask: np.ndarray) -> np.ndarray:
+        """mm from each voxel of a mask to the nearest outside of it."""
+        return ndimage.distance_transform_edt(mask, sampling=size)
+
+    step = float(size.max())
+    depth, reach = distance(outer), distance(~outer)
     deep = depth > 8.0
-    # tissue is what reaches half of the median inside; at the rim dark CSF, dura and bone fall
-    # away, and thin bridges to the scalp are cut by the opening
+    # tissue is what reaches two fifths of the median inside; at the rim dark CSF, dura and bone
+    # fall away, and thin bridges to the scalp are cut by the opening
     tissue = (values > 0.4 * np.median(values[deep])) & (
         values < 1.8 * np.percentile(values[deep], 95)
     )
-    reach = ndimage.distance_transform_edt(~outer, sampling=size)
-    near = (outer | (reach <= 2.0)) & tissue
-    ball = _ball(2.0, size)
-    opened = largest_piece(ndimage.binary_opening(near, ball) | deep)
-    # pial CSF between the gyri belongs to the mask
-    closed = ndimage.binary_closing(np.pad(opened, 12), _ball(5.0, size))
-    closed = closed[12:-12, 12:-12, 12:-12]
-    filled = ndimage.binary_fill_holes(closed)
+    near = (reach <= 2.0) & tissue
+    eroded = distance(near) > max(2.0, step)
+    opened = largest_piece((distance(~eroded) <= max(2.0, step)) & near | deep)
+    # CSF between the gyri belongs to the mask: closing by 5 mm
+    closed = distance(distance(~opened) <= 5.0) > 5.0
+    filled = ndimage.binary_fill_holes(closed | opened)
     smooth = ndimage.gaussian_filter(filled.astype(np.float32), 1.0 / size) > 0.5
     mask = smooth & (reach <= 2.0) & (values > 0)
-    return largest_piece(ndimage.binary_fill_holes(mask)), chain
-
-
-def _ball(radius: float, size: np.ndarray) -> np.ndarray:
-    """A ball of a radius in mm on a grid of a voxel size; never less than one neighbour."""
-    n = np.maximum(np.floor(radius / size), 1).astype(int)
-    grid = np.stack(np.meshgrid(*[np.arange(-k, k + 1) for k in n], indexing="ij"), axis=-1)
-    return (grid * size / max(radius, size.max())) ** 2 @ np.ones(3) <= 1 + 1e-6
+    return largest_piece(ndimage.binary_fill_holes(mask))
 
 
 def tissue_classes(
