@@ -29,8 +29,7 @@ rule report_subject:
         mem_mb=3000,
         runtime=30,
     params:
-        study=CONFIG["study"],
-        entry=ENTRY,
+        study={"name": CONFIG["study"], "entry": ENTRY},
         options=options("report"),
         anatomy=subject_anatomy,
         stimuli=stimulus_paths(),
@@ -78,8 +77,7 @@ rule report_study:
         mem_mb=3000,
         runtime=30,
     params:
-        study=CONFIG["study"],
-        entry=ENTRY,
+        study={"name": CONFIG["study"], "entry": ENTRY},
         subjects=list(STUDY.subjects),
         excluded=CONFIG["exclude"],
         config=analysis_config(),

@@ -19,8 +19,8 @@ if __name__ == "__main__":
             manifests=list(snakemake.input.get("manifests", [])),
             anatomy=dict(snakemake.params.get("anatomy", {})),
             stimuli=dict(snakemake.params.get("stimuli", {})),
-            study=snakemake.params.study,
-            entry=snakemake.params.entry,
+            study=snakemake.params.study["name"],
+            entry=snakemake.params.study["entry"],
             options=snakemake.params.options,
             code=snakemake.params.code,
         )
