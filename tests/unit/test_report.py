@@ -20,6 +20,7 @@ from isocortex import store
 from isocortex.errors import InputError
 from isocortex.report import ReportOptions, report_study, report_subject
 from isocortex.report.page import interval, number, p_value
+from isocortex.report.subject import trial_z
 
 
 def _helpers():
@@ -334,6 +335,39 @@ def test_confounds_table_against_the_file(files, subject_page):
     row = re.search(r"task-objects_run-01 ([\d.,− ]+)", subject_page.section("motion")).group(1)
     cells = row.split()
     assert cells[:3] == ["110", f"{displacement.mean():.3f}", f"{displacement.max():.2f}"]
+
+
+def test_responses_made_elsewhere_come_without_design_and_fit(files, tmp_path):
+    dataset = store.open(files.of("betas", "01")[0], "betas").load()
+    dataset = dataset.isel(volume=slice(0), regressor=slice(0), time=slice(0))
+    for name in ("z_stimulus", "r2", "tsnr", "ncsnr", "noise_ceiling", "onset"):
+        dataset[name] = xr.full_like(dataset[name], np.nan)
+    dataset.attrs["design"] = []
+    path = tmp_path / "sub-01_task-objects_betas.zarr"
+    store.write(dataset, path, spec="betas")
+    nothing = dict.fromkeys(
+        ["figures", "confounds", "regions", "region_labels", "rdms", "searchlight"], ()
+    )
+    page = Page(
+        _subject(files, tmp_path / "a.html", entry="betas", betas=[path], encoding=(), **nothing)
+    )
+    assert "came without onsets" in page.section("design")
+    responses = page.section("responses")
+    assert "One-sample t over 72 single-trial responses" in responses
+    assert "Temporal signal-to-noise ratio: no map" in responses
+    assert "no stimulus repeats" in responses
+
+
+def test_trial_z_agrees_with_scipy():
+    from scipy import stats
+
+    beta = np.random.default_rng(0).standard_normal((15, 40)) + np.linspace(-1, 1, 40)
+    z = trial_z(xr.Dataset({"beta": (("trial", "voxel"), beta)}))
+    test = stats.ttest_1samp(beta, 0, axis=0)
+    expected = np.sign(test.statistic) * stats.norm.isf(test.pvalue / 2)
+    np.testing.assert_allclose(z, expected, atol=1e-8)
+    strong = trial_z(xr.Dataset({"beta": (("trial", "voxel"), beta[:, :1] * 1e-6 + 5)}))
+    assert np.isfinite(strong).all()
 
 
 def test_absent_stages_are_explained_without_empty_figures(files, tmp_path):
