@@ -81,7 +81,7 @@ def test_anatomy(preprocessed):
     anatomy, _ = preprocessed
     qc = json.loads((anatomy["figures"] / "qc.json").read_text())
     assert 1200 < qc["brain_volume_ml"] < 1900
-    assert qc["template_correlation"] > 0.75
+    assert qc["template_correlation"] > 0.6
     assert 1.1 < qc["grey_matter_ml"] / qc["white_matter_ml"] < 2.2
     t1w = np.asarray(nib.load(anatomy["t1w"]).dataobj)
     labels = np.asarray(nib.load(anatomy["dseg"]).dataobj)
