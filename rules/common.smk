@@ -98,8 +98,8 @@ def rdms_store(subject="{subject}", task="{task}", measure="{measure}"):
     return f"{RESULTS}/rsa/sub-{subject}_task-{task}_measure-{measure}_rdms.zarr"
 
 
-def model_rdms_store(model="{model}"):
-    return f"{RESULTS}/rsa/model-{model}_rdms.zarr"
+def model_rdms_store(model="{model}", measure="{measure}"):
+    return f"{RESULTS}/rsa/model-{model}_measure-{measure}_rdms.zarr"
 
 
 def scores_store(task="{task}", measure="{measure}"):
@@ -403,8 +403,32 @@ def task_searchlight_manifests(wildcards):
     return manifests_of(task_searchlights(wildcards))
 
 
+def model_measure(measure):
+    """Return the dissimilarity of the features that goes with one of the brain's patterns."""
+    chosen = CONFIG["rsa"]["model_measure"]
+    if chosen != "matched":
+        return chosen
+    # Crossnobis estimates a squared Euclidean distance.
+    return "euclidean" if measure in ("euclidean", "crossnobis") else "correlation"
+
+
+def model_rdms_for(measure):
+    """Return the models' RDMs that RDMs of the brain by a measure are compared with."""
+    return [model_rdms_store(model, model_measure(measure)) for model in STUDY.models]
+
+
+def task_model_rdms(wildcards):
+    return model_rdms_for(wildcards.measure)
+
+
+def task_model_rdm_manifests(wildcards):
+    return manifests_of(task_model_rdms(wildcards))
+
+
 def all_model_rdms():
-    return [model_rdms_store(model) for model in STUDY.models]
+    return sorted(
+        {store for measure in STUDY.measures for store in model_rdms_for(measure)}
+    )
 
 
 def has_models():

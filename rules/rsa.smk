@@ -68,9 +68,9 @@ rule compute_model_rdms:
         store=directory(model_rdms_store()),
         manifest=manifest_of(model_rdms_store()),
     log:
-        log_of("compute_model_rdms", "model-{model}"),
+        log_of("compute_model_rdms", "model-{model}", "measure-{measure}"),
     benchmark:
-        benchmark_of("compute_model_rdms", "model-{model}")
+        benchmark_of("compute_model_rdms", "model-{model}", "measure-{measure}")
     conda:
         "../envs/rsa.yaml"
     threads: 1
@@ -78,7 +78,6 @@ rule compute_model_rdms:
         mem_mb=3000,
         runtime=30,
     params:
-        options=options("rsa", "model_measure"),
         code=code_version("compute_model_rdms"),
     script:
         "../workflow/compute_model_rdms.py"
@@ -89,8 +88,8 @@ rule compare_rdms:
     input:
         rdms=ancient(task_rdms),
         rdm_manifests=task_rdm_manifests,
-        model_rdms=ancient(all_model_rdms()),
-        model_manifests=manifests_of(all_model_rdms()),
+        model_rdms=ancient(task_model_rdms),
+        model_manifests=task_model_rdm_manifests,
     output:
         store=directory(scores_store()),
         manifest=manifest_of(scores_store()),
@@ -117,8 +116,8 @@ rule map_searchlight:
     input:
         betas=ancient(betas_store()),
         betas_manifest=manifest_of(betas_store()),
-        model_rdms=ancient(all_model_rdms()),
-        model_manifests=manifests_of(all_model_rdms()),
+        model_rdms=ancient(model_rdms_for("correlation")),
+        model_manifests=manifests_of(model_rdms_for("correlation")),
     output:
         store=directory(searchlight_store()),
         manifest=manifest_of(searchlight_store()),

@@ -29,8 +29,8 @@ rule compare_topology:
     input:
         rdms=ancient(task_rdms),
         rdm_manifests=task_rdm_manifests,
-        model_rdms=ancient(all_model_rdms()),
-        model_manifests=manifests_of(all_model_rdms()),
+        model_rdms=ancient(task_model_rdms),
+        model_manifests=task_model_rdm_manifests,
     output:
         store=directory(topology_store()),
         manifest=manifest_of(topology_store()),

@@ -8,7 +8,7 @@ if __name__ == "__main__":
         compute_model_rdms(
             features=snakemake.input.features,
             out=snakemake.output.store,
-            **snakemake.params.options,
+            model_measure=snakemake.wildcards.measure,
             code=snakemake.params.code,
             threads=snakemake.threads,
         )

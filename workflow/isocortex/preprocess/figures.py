@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from isocortex.preprocess.registration import load_template, warp
 from isocortex.preprocess.resampling import grid_around, resample_volume
@@ -29,7 +30,11 @@ class _Folder:
         self.entries: list[dict[str, str]] = []
 
     def add(self, figure: Figure, name: str, title: str, caption: str) -> None:
-        FigureCanvasAgg(figure).print_png(self.folder / name, metadata={"Software": None})
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+        # A palette of 256 colours is a third of the size, and reports carry many pictures.
+        picture.quantize(256, dither=Image.Dither.NONE).save(self.folder / name, optimize=True)
         self.entries.append({"file": name, "title": title, "caption": caption})
 
     def close(self, qc: Mapping[str, Any]) -> None:
@@ -66,14 +71,13 @@ def _mosaic(
         positive = background[background > 0]
         limits = (0.0, float(np.percentile(positive, 99.5))) if positive.size else (0.0, 1.0)
     figure = Figure(figsize=(12, 5.6), facecolor="black")
+    width = (0.94 if colorbar else 1.0) / _SLICES
     extent = np.array(background.shape)
     picture = None
     for row, axis in enumerate((2, 1, 0)):
         for column in range(_SLICES):
             place = round(extent[axis] * (0.16 + 0.68 * column / (_SLICES - 1)))
-            axes = figure.add_axes(
-                [column / _SLICES, (2 - row) / 3, 1 / _SLICES, 1 / 3], facecolor="black"
-            )
+            axes = figure.add_axes([column * width, (2 - row) / 3, width, 1 / 3], facecolor="black")
             axes.axis("off")
             cut = np.take(background, place, axis=axis).T
             picture = axes.imshow(
@@ -92,7 +96,7 @@ def _mosaic(
                 axes.text(0.03, 0.94, "L", color="white", fontsize=9, transform=axes.transAxes)
                 axes.text(0.90, 0.94, "R", color="white", fontsize=9, transform=axes.transAxes)
     if colorbar and picture is not None:
-        axes = figure.add_axes([0.965, 0.36, 0.008, 0.28])
+        axes = figure.add_axes([0.945, 0.36, 0.008, 0.28])
         bar = figure.colorbar(picture, cax=axes)
         bar.set_label(colorbar, color="white", fontsize=9)
         bar.ax.tick_params(colors="white", labelsize=8)
@@ -247,7 +251,7 @@ def bold_figures(
     values = warp(tsnr, there, grid)
     top = float(np.percentile(np.asarray(tsnr.dataobj)[mask], 98))
     figure = _mosaic(
-        values * (shown["brain"] > 0.5),
+        np.where(shown["brain"] > 0.5, values, np.nan),
         [(shown["brain"], _RED)],
         resolution=1.5,
         cmap="viridis",
@@ -287,7 +291,8 @@ def _motion_figure(
     ):
         panel.set_ylabel(label)
         panel.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(ncols=3, frameon=False, loc="upper right", fontsize=9)
+    place = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.98)}
+    axes[0].legend(ncols=3, frameon=False, fontsize=9, **place)
     axes[3].set_xlabel("time (s)")
     axes[3].set_xlim(0, time[-1])
     figure.set_dpi(90)
