@@ -659,6 +659,19 @@ def check_t1w(path: Path) -> None:
         raise InputError(f"{path} is not a volume (shape {header.shape}): replace it")
 
 
+def check_atlas(path: Path) -> None:
+    """Check the header of one atlas, which may be a single slice, as recordings may.
+
+    Raises
+    ------
+    InputError
+        Where it is damaged or has more than three dimensions.
+    """
+    shape = read_header(path).shape
+    if len(shape) < 3 or any(n > 1 for n in shape[3:]):
+        raise InputError(f"{path} is not a volume (shape {shape}): replace it")
+
+
 def check_grids(runs: Sequence[tuple[Run, Header]]) -> None:
     """Check that runs that will be fitted together lie on one grid.
 

@@ -243,7 +243,7 @@ def check_inputs(study: Study) -> None:
         if not labels:
             raise InputError(f"{regions['labels']} names no region: add one")
         for path in sorted({study.atlas(label) for label in study.subjects}):
-            bids.check_t1w(path) if path.is_file() else _missing(path, "regions.atlas")
+            bids.check_atlas(path) if path.is_file() else _missing(path, "regions.atlas")
     if study.entry in ("bids", "derivatives"):
         known = study.stimuli if study.models else None
         for subject in study.subjects.values():
