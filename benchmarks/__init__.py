@@ -1,0 +1,1 @@
+"""Side by side with peers: the same arrays, the same answer, the time that each takes."""

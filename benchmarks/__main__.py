@@ -1,0 +1,53 @@
+"""``python -m benchmarks NAME|all``: one JSON line a figure."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+
+from benchmarks.measure import Disagreement
+
+FIGURES = (
+    "crossnobis",
+    "searchlight-pearson",
+    "dual-bootstrap-corr",
+    "geodesic-twostep",
+    "ridge-cv-primal",
+    "lsa",
+    "motion",
+)
+"""Each is a module of this package, hyphens as underscores, with ``run(small=False)``."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the figures asked for and print a JSON line for each; return the exit code."""
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
+    parser.add_argument("figure", nargs="?", default="all", help=f"all, {', '.join(FIGURES)}")
+    parser.add_argument(
+        "--small", action="store_true", help="tiny arrays: do they run and agree? No figure to keep"
+    )
+    options = parser.parse_args(arguments)
+    if options.figure not in (*FIGURES, "all"):
+        print(
+            f"benchmarks: no figure {options.figure!r}: choose one of all, {', '.join(FIGURES)}",
+            file=sys.stderr,
+        )
+        return 1
+    code = 0
+    for figure in FIGURES if options.figure == "all" else (options.figure,):
+        module = importlib.import_module(f"benchmarks.{figure.replace('-', '_')}")
+        try:
+            found = {"figure": figure, **module.run(small=options.small)}
+        except Disagreement as error:
+            print(f"benchmarks: {figure}: {error}", file=sys.stderr)
+            code = 1
+        else:
+            print(json.dumps(found), flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""The benchmark programs run, and refuse answers that differ. No time is asserted here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as program
+from benchmarks.measure import Disagreement, largest_difference, side_by_side
+
+ROOT = Path(__file__).parents[2]
+KEYS = ["figure", "ours_s", "peer", "peer_s", "ratio", "max_abs_diff", "peak_mib", "note"]
+
+
+@pytest.mark.parametrize("figure", ["crossnobis", "geodesic-twostep", "dual-bootstrap-corr"])
+def test_a_figure_is_one_json_line(figure, capsys):
+    assert program.main([figure, "--small"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    found = json.loads(line)
+    assert list(found) == KEYS
+    assert found["figure"] == figure
+    assert found["peer"].split()[0] in ("rsatoolbox", "networkx")
+    assert found["max_abs_diff"] < 1e-9
+    assert found["ratio"] == pytest.approx(found["peer_s"] / found["ours_s"], rel=1e-2)
+
+
+def test_every_figure_has_its_module():
+    for figure in program.FIGURES:
+        text = (ROOT / "benchmarks" / f"{figure.replace('-', '_')}.py").read_text()
+        assert "def run(*, small: bool = False)" in text
+
+
+def test_an_unknown_figure_is_one_line():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "crosnobis"],
+        cwd=ROOT,
+        env={"PYTHONPATH": "workflow", "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert "'crosnobis'" in line
+    assert all(figure in line for figure in program.FIGURES)
+
+
+def _pair(ours, theirs, **options):
+    return side_by_side(
+        lambda: ours,
+        lambda: theirs,
+        difference=largest_difference,
+        tolerance=1e-6,
+        package="numpy",
+        note="n",
+        **options,
+    )
+
+
+@pytest.mark.parametrize("theirs", [[1.0, 2.1], [1.0, float("nan")], [1.0, 2.0, 3.0]])
+def test_answers_that_differ_are_no_figure(theirs, monkeypatch, capsys):
+    with pytest.raises(Disagreement):
+        _pair([1.0, 2.0], theirs)
+
+    class Module:
+        run = staticmethod(lambda *, small: _pair([1.0, 2.0], theirs))
+
+    monkeypatch.setattr(program.importlib, "import_module", lambda name: Module)
+    assert program.main(["lsa"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("benchmarks: lsa: ")
+
+
+def test_seconds_are_for_one_of_the_units():
+    found = _pair([1.0], [1.0], ours_units=1000, peer_units=1)
+    assert found["ours_s"] < found["peer_s"]
