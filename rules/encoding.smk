@@ -30,6 +30,7 @@ rule fit_encoding:
             "voxel_batch",
             "device",
         ),
+        seed=SEED,
         code=code_version("fit_encoding"),
     script:
         "../workflow/fit_encoding.py"

@@ -17,7 +17,11 @@ rule report_subject:
         stimuli=ancient(stimulus_files()),
         manifests=subject_plain_manifests,
     output:
-        report=f"{RESULTS}/report/sub-{{subject}}.html",
+        report=report(
+            f"{RESULTS}/report/sub-{{subject}}.html",
+            caption="../workflow/report/subject.rst",
+            category="Subjects",
+        ),
     log:
         log_of("report_subject", "sub-{subject}"),
     benchmark:
@@ -64,8 +68,16 @@ rule report_study:
         stimuli=ancient(stimulus_files()),
         manifests=study_plain_manifests(),
     output:
-        report=f"{RESULTS}/report/study.html",
-        summary=f"{RESULTS}/report/summary.json",
+        report=report(
+            f"{RESULTS}/report/study.html",
+            caption="../workflow/report/study.rst",
+            category="Study",
+        ),
+        summary=report(
+            f"{RESULTS}/report/summary.json",
+            caption="../workflow/report/summary.rst",
+            category="Study",
+        ),
     log:
         log_of("report_study"),
     benchmark:

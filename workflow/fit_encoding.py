@@ -14,6 +14,7 @@ if __name__ == "__main__":
             out=snakemake.output.store,
             maps=snakemake.output.maps,
             **snakemake.params.options,
+            seed=snakemake.params.seed,
             threads=snakemake.threads,
             code=snakemake.params.code,
         )

@@ -20,7 +20,7 @@ from isocortex.errors import InputError
 SCHEMA = Path(__file__).parents[2] / "workflow/schemas/config/encoding.json"
 CPU = torch.device("cpu")
 ALPHAS = [0.01, 0.1, 1.0, 10.0, 100.0]
-CV = {"over": "run", "new_stimuli": True, "stimulus_folds": 5, "run_folds": 8, "seed": 0}
+CV = {"over": "run", "new_stimuli": True, "stimulus_folds": 5, "run_folds": 8}
 
 
 def cross_validation(stimuli, runs, **options):
@@ -506,6 +506,17 @@ def test_trials_without_a_stimulus_are_counted(tmp_path, planted):
     np.testing.assert_array_equal(result["score"].values, plain["score"].values)
 
 
+def test_the_seed_deals_the_stimuli_to_folds(tmp_path, planted):
+    betas, layers, names, *_ = planted
+    features = write_features(tmp_path / "f.zarr", layers, names)
+    first, again, other = (
+        fit(tmp_path, betas, features, name=f"e{k}", seed=seed) for k, seed in enumerate((3, 3, 4))
+    )
+    np.testing.assert_array_equal(first["score"].values, again["score"].values)
+    assert (first["score"].values != other["score"].values).any()
+    assert (first.attrs["seed"], other.attrs["seed"]) == (3, 4)
+
+
 def test_one_run_and_plain_leave_one_run_out(tmp_path, planted):
     _, layers, names, responses, stimuli, _ = planted
     features = write_features(tmp_path / "f.zarr", layers, names)
@@ -555,6 +566,7 @@ def test_schema_is_closed_and_its_defaults_run(tmp_path, planted):
         {"alphas": []},
         {"alphas": {"minimum": 1}},
         {"cross_validation": {"over": "subject"}},
+        {"cross_validation": {"seed": 0}},  # the study's seed serves all stages
     ):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(wrong, schema)

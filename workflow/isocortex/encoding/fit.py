@@ -325,6 +325,7 @@ def fit_encoding(
     min_ceiling: float = 0.05,
     voxel_batch: int = 1024,
     device: str = "auto",
+    seed: int = 0,
     threads: int = 1,
     code: str = "",
 ) -> Path:
@@ -342,7 +343,7 @@ def fit_encoding(
     alphas
         List of penalties, or a mapping minimum, maximum, number: a logarithmic grid.
     cross_validation
-        over (run or session), new_stimuli, stimulus_folds, run_folds, seed: see
+        over (run or session), new_stimuli, stimulus_folds, run_folds: see
         `cross_validation_folds`.
     min_ceiling
         Least explainable share of single-trial variance for which scores are normalised.
@@ -350,6 +351,8 @@ def fit_encoding(
         Voxels that are worked on together.
     device
         `auto`, `cpu` or `cuda`.
+    seed
+        Of the deal of stimuli to folds: the study's.
     threads
         Cores.
     code
@@ -385,6 +388,7 @@ def fit_encoding(
     cv = cross_validation_folds(
         shown[used].astype(str),
         runs,
+        seed=seed,
         where=name,
         **{key: value for key, value in cross_validation.items() if key != "over"},
     )
@@ -423,6 +427,7 @@ def fit_encoding(
         "task": task,
         "model": model,
         "folds": cv.text,
+        "seed": seed,
         "device": where.type,
         "alphas": penalties,
         "min_ceiling": min_ceiling,
