@@ -134,6 +134,14 @@ def test_slices_lie_inside_the_voxels_that_carry_a_value():
     assert z.max() < 60
 
 
+def test_one_slice_is_drawn_once():
+    indices = np.stack(np.nonzero(np.ones((40, 20, 1))))
+    grid = Grid(np.diag([3.5, 3.75, 10.0, 1.0]), (40, 20, 1), indices, "T1w")
+    assert slice_positions(grid, np.ones(800), 14).tolist() == [0.0]
+    thin = Grid(grid.affine, (40, 20, 3), np.stack(np.nonzero(np.ones((40, 20, 3)))), "T1w")
+    assert len(slice_positions(thin, np.ones(2400), 14)) == 3
+
+
 def test_projection_keeps_side_and_category():
     affine = np.diag([4.0, 4.0, 4.0, 1.0])
     affine[:3, 3] = [-90, -126, -72]
@@ -172,6 +180,17 @@ def test_thumbnails_stand_in_the_order_of_the_stimuli(tmp_path):
     # Along the top a is left of b, along the side above it.
     assert red[:, 1].max() < blue[:, 1].max()
     assert red[:, 0].max() < blue[:, 0].max()
+
+
+def test_stimuli_without_images_stand_by_name_where_they_can_be_read():
+    def drawn(n, prefix):
+        matrix = squareform(np.arange(n * (n - 1) / 2))
+        order = order_stimuli([f"{prefix} {k:03d}" for k in range(n)])
+        with report_style():
+            return rdm_figure({"V1": matrix}, order, thumbnails={})
+
+    assert drawn(8, "face") != drawn(8, "shoe")
+    assert drawn(120, "face") == drawn(120, "shoe")
 
 
 def test_layers_of_a_model_get_different_colours():

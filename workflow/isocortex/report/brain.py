@@ -122,13 +122,18 @@ def _to_grey(data: np.ndarray) -> np.ndarray:
 
 
 def slice_positions(grid: Grid, values: np.ndarray, n: int) -> np.ndarray:
-    """World z (mm) of `n` axial slices evenly through the voxels that carry a value."""
+    """World z (mm) of `n` axial slices evenly through the voxels that carry a value.
+
+    Fewer where the voxels lie in fewer slices, down to one.
+    """
     shown = np.isfinite(values)
     if not shown.any():
         shown = np.ones_like(shown)
     indices = grid.indices[:, shown]
     z = (grid.affine[2, :3] @ indices) + grid.affine[2, 3]
     low, high = np.percentile(z, [1, 99])
+    thickness = np.linalg.norm(grid.affine[:3, np.abs(grid.affine[2, :3]).argmax()])
+    n = max(1, min(n, round((high - low) / thickness) + 1))
     return np.linspace(low, high, n + 2)[1:-1] if n > 1 else np.array([(low + high) / 2])
 
 
@@ -211,7 +216,8 @@ def mosaic(
     grey = _assemble([g for g, _ in pairs], per_row)
     over = _assemble([v for _, v in pairs], per_row)
     height, width = pairs[0][0].shape
-    total = 11.0
+    # A few slices as large as many would be drawn coarse.
+    total = 11.0 if per_row > 3 else 3.2 * per_row + 1.4
     picture_height = total * 0.9 * grey.shape[0] / grey.shape[1]
     extra = 0.0 if colours is None else 0.28 * -(-len(colours) // 8)
     figure = new_figure(total, picture_height + extra + 0.1)

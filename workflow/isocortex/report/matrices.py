@@ -207,7 +207,9 @@ def rdm_figure(
     thumbnails: Mapping[str, np.ndarray],
     notes: Mapping[str, str] | None = None,
 ) -> str:
-    """Draw RDMs in percentiles, with the stimuli along the axes where images are given.
+    """Draw RDMs in percentiles, with the stimuli along the axes: as images, or by name.
+
+    Names stand where there are no images and few enough stimuli for them to be read.
 
     Parameters
     ----------
@@ -226,7 +228,7 @@ def rdm_figure(
         PNG data URI.
     """
     n = len(order.names)
-    columns = 2 if thumbnails and n > 12 else min(3, max(len(matrices), 1))
+    columns = 2 if (thumbnails and n > 12) or len(matrices) < 3 else 3
     rows = -(-len(matrices) // columns)
     side = 10.6 / columns
     figure = new_figure(11.0, rows * (side * 0.98) + 0.55, layout=None)
@@ -236,6 +238,11 @@ def rdm_figure(
     lanes = 1 if n <= 16 else 2 if n <= 36 else 3
     strip = lanes * min(lanes / n, 0.22) if thumbnails else 0.0
     bar = 0.018 if order.categories else 0.0
+    names, fontsize = ([], 0.0) if thumbnails else _readable_names(order.names, side * 0.95)
+    if names:
+        # Room for the longest name, in units of the matrix; a letter is about 0.6 em wide.
+        inches = max(len(name) for name in names) * 0.6 * fontsize / 72 + 0.08
+        strip = inches / (side * 0.95 - inches)
     strips = _thumbnail_strips(order.names, thumbnails, lanes, -bar) if thumbnails else []
     edge = lanes / (2 * n) if thumbnails else 0.0
     for index, (region, matrix) in enumerate(matrices.items()):
@@ -266,6 +273,10 @@ def rdm_figure(
                 )
         for image, extent in strips:
             axes.imshow(image, extent=extent, interpolation="antialiased", zorder=3)
+        for place, name in enumerate(names):
+            at, gap = (place + 0.5) / n, -bar - 0.012
+            axes.text(gap, at, name, ha="right", va="center", fontsize=fontsize)
+            axes.text(at, gap, name, ha="center", va="bottom", rotation=90, fontsize=fontsize)
         axes.set_xlim(-strip - bar - 0.005, 1 + edge)
         axes.set_ylim(1 + edge, -strip - bar - 0.06)
     foot = 0.42 / total_height
@@ -277,6 +288,29 @@ def rdm_figure(
     figure.text(0.19, foot * 0.75, "percentile of dissimilarity", fontsize=8, va="center")
     _category_legend(figure, colours, anchor=(0.36, foot * 0.75))
     return png_uri(figure, dpi=150)
+
+
+def _readable_names(names: Sequence[str], width: float) -> tuple[list[str], float]:
+    """Shorten names for the axes of an RDM.
+
+    Parameters
+    ----------
+    names
+        Stimulus ids.
+    width
+        Room for the RDM and its names, inches.
+
+    Returns
+    -------
+    list of str
+        Names of at most 16 letters; empty where the rows are too low for any to be read.
+    float
+        Font size, points.
+    """
+    fontsize = min(8.0, 0.7 * width * 72 / max(len(names), 1))
+    if fontsize < 5:
+        return [], 0.0
+    return [name if len(name) <= 16 else f"{name[:15]}…" for name in names], fontsize
 
 
 def _thumbnail_strips(
@@ -351,7 +385,7 @@ def mds_figure(
     order
         Stimuli and categories.
     thumbnails
-        Images by stimulus id; stimuli without one are dots.
+        Images by stimulus id; stimuli without one are dots, with their names where they are few.
 
     Returns
     -------
@@ -375,6 +409,19 @@ def mds_figure(
         for (x, y), name, tint in zip(points, order.names, tints):
             if name not in thumbnails:
                 axes.plot(x, y, "o", color=tint, markersize=5, markeredgecolor="white", zorder=3)
+                if len(order.names) <= 16:
+                    short = _readable_names([name], 3.0)[0][0]
+                    # Beside the point, on the side where there is room.
+                    side, shift = ("left", 4) if x < limit / 3 else ("right", -4)
+                    axes.annotate(
+                        short,
+                        (x, y),
+                        (shift, 0),
+                        textcoords="offset points",
+                        ha=side,
+                        va="center",
+                        fontsize=7.5,
+                    )
                 continue
             row = round((limit - y) / (2 * limit) * pixels)
             column = round((x + limit) / (2 * limit) * pixels)

@@ -173,6 +173,17 @@ def confounds_figure(runs: Sequence[RunConfounds]) -> Picture:
         if run is not runs[-1]:
             for axis in axes:
                 axis.axvline(start - 0.5, color=RULE, linewidth=1)
+    wanted = (TRANSLATIONS, ROTATIONS, ("framewise_displacement",), ("std_dvars",))
+    for axis, names in zip(axes, wanted):
+        if not any(name in run.columns for run in runs for name in names):
+            axis.set_yticks([])
+            axis.text(
+                *(0.5, 0.5, "not among the confounds"),
+                transform=axis.transAxes,
+                ha="center",
+                va="center",
+                color=MUTED,
+            )
     axes[2].axhline(0.5, color=MUTED, linewidth=0.7, linestyle=(0, (4, 3)))
     for axis, label in zip(axes, ("translation, mm", "rotation, °", "FD, mm", "DVARS, std.")):
         axis.set_ylabel(label)

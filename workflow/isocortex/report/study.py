@@ -737,6 +737,7 @@ def _geometry(
             if len(counts) == 1
             else f"{counts[0]} to {counts[-1]} subjects"
         )
+        whose = "RDMs of the one subject" if counts == [1] else f"Mean over {people} of RDMs"
         images = f" Images along the axes are the {len(thumbnails)} stimuli." if thumbnails else ""
         blocks.append(
             Picture(
@@ -747,7 +748,7 @@ def _geometry(
                 ],
                 f"Mean dissimilarity matrices of {join(shown)} over {len(order.names)} stimuli.",
                 f"Representational dissimilarity by region ({measure})",
-                f"Mean over {people} of RDMs scaled to unit root-mean-square, {len(order.names)} "
+                f"{whose} scaled to unit root-mean-square, {len(order.names)} "
                 "stimuli"
                 + (
                     f" ordered by category ({order.source})"

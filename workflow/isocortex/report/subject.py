@@ -81,9 +81,19 @@ def absence(stage: str, entry: str) -> Note:
         return Note(
             f"This study starts from {ENTRY_TEXT[entry]}, so this step was not part of the run."
         )
+    reasons = {
+        "models": "No model was compared: the config names none under features.models.",
+        "encoding": "No encoding model was fitted: the config names none under features.models.",
+        "searchlight": "No searchlight was run: it needs searchlight.run and features.models in "
+        "the config and, for a map of all subjects, a template space.",
+        "confounds": "The study gives no table of confounds.",
+    }
     return Note(
-        "This step gave no result in this run: it is switched off in the configuration or needs an "
-        "input that the study does not have."
+        reasons.get(
+            stage,
+            "This step gave no result in this run: it is switched off in the configuration or "
+            "needs an input that the study does not have.",
+        )
     )
 
 
@@ -159,6 +169,8 @@ def report_subject(
     subject = str(subject)
     with report_style():
         opened = [_own(path, "betas", subject) for path in betas]
+        matrices = [_own(path, "rdms", subject) for path in rdms]
+        tasks = list(dict.fromkeys(str(ds.attrs["task"]) for ds in [*opened, *matrices]))
         grounds = _Grounds(anatomy)
         sections = [
             Section(
@@ -193,7 +205,7 @@ def report_subject(
     facts = {
         "Study": study,
         "Subject": subject,
-        "Tasks": join(dict.fromkeys(str(ds.attrs["task"]) for ds in opened)) if opened else "–",
+        "Tasks": join(tasks) if tasks else "–",
         "Started from": ENTRY_TEXT.get(entry, entry),
         "isocortex": isocortex.__version__,
         "Report code": code[:16] or "not recorded",
@@ -658,8 +670,8 @@ def _regions(
                 ],
                 f"Axial slices with {len(names)} regions in colour on {ground.name}.",
                 "Regions on the anatomy",
-                f"{len(names)} regions on the grid of the responses, {voxels.shape[1]:,} voxels, "
-                "drawn on "
+                f"{count(len(names), 'region')} on the grid of the responses, "
+                f"{voxels.shape[1]:,} voxels, drawn on "
                 f"{ground.name}, z in mm, left is left.",
             )
         )
