@@ -24,3 +24,19 @@ def data() -> Path:
     if not (path / "README.md").is_file():
         pytest.skip(f"ISOCORTEX_DATA={folder} holds no recordings")
     return path
+
+
+LONG = ("demo", "test_interrupted", "test_studyforrest_workflow", "test_phantom")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Keep what shares a costly fixture on one worker, and start the longest first."""
+    for item in items:
+        shares_demo = {"demo", "demo3", "added"} & set(item.fixturenames)
+        group = "demo" if shares_demo else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+    groups = [item.get_closest_marker("xdist_group").args[0] for item in items]
+    order = {name: rank for rank, name in enumerate(LONG)}
+    ranks = {id(item): order.get(group, len(LONG)) for item, group in zip(items, groups)}
+    items.sort(key=lambda item: ranks[id(item)])

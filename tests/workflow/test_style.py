@@ -1,5 +1,6 @@
 """What the linters say, and what they cannot."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -109,10 +110,11 @@ def test_environments_have_what_the_stage_imports(stage):
     files = [f for f in files if f.suffix == ".py" and f.name not in ("config.py", "study.py")]
     found = set()
     for file in files:
-        for match in re.finditer(
-            r"^\s*(?:from|import)\s+([A-Za-z_]\w*)", file.read_text(), re.MULTILINE
-        ):
-            found.add(match.group(1))
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add(node.module.split(".")[0])
     found -= set(sys.stdlib_module_names) | {"isocortex", "snakemake"}
     if "xarray" in found:
         # Stores are opened as dask arrays.
