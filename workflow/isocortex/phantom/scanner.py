@@ -185,42 +185,60 @@ class Scan:
     parameters: np.ndarray
 
 
-def _planted_signal(
-    responses: Responses, course: np.ndarray, points: np.ndarray, moment: np.ndarray
-) -> np.ndarray:
-    """Interpolate the planted voxels' signal linearly at points, each at its own moment.
+class _PlantedSignal:
+    """Linear interpolation between the planted voxels; a place without one counts as 0."""
 
-    Parameters
-    ----------
-    course
-        (moment, voxel) signal.
-    points
-        (n, 3) in T1w space, mm.
-    moment
-        (n,) row of ``course`` for each point.
-    """
-    place = np.full(responses.shape, -1, dtype=np.int32)
-    place[tuple(responses.index.T)] = np.arange(len(responses.index))
-    index = apply_affine(np.linalg.inv(responses.affine), points)
-    low = np.floor(index).astype(int)
-    part = index - low
-    signal = np.zeros(len(points))
-    for corner in np.ndindex(2, 2, 2):
-        weight = np.prod(np.where(np.array(corner) == 1, part, 1 - part), axis=1)
-        at = np.clip(low + np.array(corner), 0, np.array(responses.shape) - 1)
-        voxel = place[tuple(at.T)]
-        hit = voxel >= 0
-        signal[hit] += weight[hit] * course[moment[hit], voxel[hit]]
-    return signal
+    def __init__(self, responses: Responses) -> None:
+        # One more layer of empty places on each side, so that no corner needs a check.
+        self.shape = np.array(responses.shape) + 2
+        self.strides = np.array([self.shape[1] * self.shape[2], self.shape[2], 1])
+        self.place = np.full(self.shape, -1, dtype=np.int32)
+        self.place[tuple(responses.index.T + 1)] = np.arange(len(responses.index))
+        self.to_index = np.linalg.inv(responses.affine)
+        self.spacing = responses.affine[0, 0]
+
+    def near(self, points: np.ndarray, *, reach: float) -> np.ndarray:
+        """Return which of the points, (n, 3) mm, could get a signal if moved by up to reach mm."""
+        steps = int(np.ceil(reach / self.spacing)) + 1
+        wide = ndimage.binary_dilation(self.place >= 0, np.ones((3, 3, 3)), iterations=steps)
+        index = np.round(apply_affine(self.to_index, points)).astype(int) + 1
+        index = np.clip(index, 0, self.shape - 1)
+        return np.flatnonzero(wide.ravel()[index @ self.strides])
+
+    def read(self, course: np.ndarray, points: np.ndarray, moment: np.ndarray) -> np.ndarray:
+        """Return the signal at points, each at its own moment.
+
+        Parameters
+        ----------
+        course
+            (moment, voxel) signal.
+        points
+            (n, 3) in T1w space, mm.
+        moment
+            (n,) row of ``course`` for each point.
+        """
+        index = apply_affine(self.to_index, points) + 1
+        low = np.floor(index).astype(int)
+        part = index - low
+        low = np.clip(low, 0, self.shape - 2) @ self.strides
+        place, flat = self.place.ravel(), course.ravel()
+        first = moment * course.shape[1]
+        below, above = (1 - part).T, part.T
+        signal = np.zeros(len(points))
+        for corner in np.ndindex(2, 2, 2):
+            voxel = place[low + corner @ self.strides]
+            hit = np.flatnonzero(voxel >= 0)
+            x, y, z = (above[axis, hit] if corner[axis] else below[axis, hit] for axis in range(3))
+            signal[hit] += x * y * z * flat[first[hit] + voxel[hit]]
+        return signal
 
 
 def interpolate_betas(responses: Responses, points: np.ndarray) -> np.ndarray:
     """Return the planted responses at points in T1w space, (n, image), as `make_run` uses them."""
-    n_images = responses.beta.shape[1]
+    n_images, planted = responses.beta.shape[1], _PlantedSignal(responses)
     out = np.empty((len(points), n_images))
     for image in range(n_images):
-        moment = np.full(len(points), image)
-        out[:, image] = _planted_signal(responses, responses.beta.T, points, moment)
+        out[:, image] = planted.read(responses.beta.T, points, np.full(len(points), image))
     return out
 
 
@@ -269,9 +287,8 @@ def make_run(
     slices = np.unravel_index(inside, grid.shape)[2]
     fractions = noise_fractions(anatomy.tissues(at_first), noise=noise)
 
-    margin = responses.affine[0, 0] + reach
-    low, high = responses.points.min(axis=0) - margin, responses.points.max(axis=0) + margin
-    near = np.flatnonzero(((at_first > low) & (at_first < high)).all(axis=1))
+    planted = _PlantedSignal(responses)
+    near = planted.near(at_first, reach=reach)
 
     offsets, group = np.unique(grid.slice_times, return_inverse=True)
     group = group[slices]
@@ -298,7 +315,7 @@ def make_run(
         looks = list(pool.map(look, range(n_volumes)))
     for volume, (here, signal) in enumerate(looks):
         factor = np.ones(len(inside), dtype=np.float32)
-        factor[near] += _planted_signal(responses, course[volume], here, group[near])
+        factor[near] += planted.read(course[volume], here, group[near])
         if noise:
             factor += fields.expand(memory).ravel()[inside] * fractions["autocorrelated"]
             trend = sum(w * t for w, t in zip(shapes[volume], trends)) - trends[0] * shapes[0, 0]

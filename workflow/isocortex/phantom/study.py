@@ -17,6 +17,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 from isocortex import provenance
 from isocortex.errors import InputError
@@ -176,6 +177,8 @@ def _complete(out: Path, label: str, settings: Settings, code: str) -> bool:
     )
 
 
+# The products are small: more threads only wait for one another, and sum in another order.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def make_subject(
     out: Path,
     number: int,
