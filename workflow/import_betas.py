@@ -8,7 +8,7 @@ if __name__ == "__main__":
         import_betas(
             image=str(snakemake.input.image),
             events=str(snakemake.input.events),
-            mask=snakemake.input.get("mask"),
+            mask=snakemake.input.mask or None,
             out=snakemake.output.store,
             subject=snakemake.wildcards.subject,
             task=snakemake.wildcards.task,

@@ -38,7 +38,8 @@ def transform_regions(
     labels
         TSV with the columns index and name: the regions wanted. Further columns are kept.
     grid
-        An image on the BOLD's grid: the brain mask of the first run.
+        An image on the BOLD's grid: the brain mask of the first run, or a series (given betas),
+        whose voxels that are not 0 throughout are the brain.
     subject
         Label, for messages.
     outputs
@@ -79,8 +80,10 @@ def transform_regions(
         rounded = np.where(np.isin(rounded, list(names)), rounded, 0)
     target = open_image(grid)
     mask = read_values(target, grid)
+    if mask.ndim == 4:
+        mask = ((mask != 0) & np.isfinite(mask)).any(axis=3)
     if mask.ndim != 3:
-        raise InputError(f"{grid} has {mask.ndim} dimensions: give a 3D brain mask")
+        raise InputError(f"{grid} has {mask.ndim} dimensions: give a brain mask or a series")
     grid_affine = clean_affine(target, grid)
     points = grid_points(mask.shape, grid_affine)
     chain = read_transforms(transform) if transform else []
