@@ -1,0 +1,116 @@
+"""The studies of config/examples: what they need beside the recordings, and how they are run.
+
+``ISOCORTEX_DATA=... python -m tests.real.studies FOLDER`` writes their atlases, tables and images
+to FOLDER/inputs, for the commands of docs/real-data.md.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nilearn.datasets import load_mni152_gm_template
+from PIL import Image
+from scipy.io import loadmat
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "config" / "examples"
+
+
+def prepare_studyforrest(data: Path, folder: Path) -> None:
+    """Write an atlas of four lobes a side: boxes in the template's grey matter.
+
+    Boxes, because the test asks only whether the largest response is where vision is.
+    """
+    template = load_mni152_gm_template(resolution=2)
+    grey = np.asarray(template.dataobj) > 0.3
+    i, j, k = np.indices(grey.shape)
+    x, y, z = np.moveaxis(
+        nib.affines.apply_affine(template.affine, np.stack([i, j, k], axis=-1)), -1, 0
+    )
+    cerebellum = (y < -40) & (z < -20) & (abs(x) < 50)
+    occipital = (y < -68) & (z < 35) & (z > -20)
+    parietal = ~occipital & (y < -20) & (z > 25)
+    temporal = ~occipital & ~parietal & ~cerebellum & (y < 12) & (z < 8) & (abs(x) > 22)
+    frontal = ~temporal & ~parietal & (y > -10)
+    boxes = {"occipital": occipital, "temporal": temporal, "parietal": parietal, "frontal": frontal}
+    labels, names = np.zeros(grey.shape, np.int16), []
+    for side, half in (("L", x < 0), ("R", x > 0)):
+        for name, box in boxes.items():
+            names.append(f"{name} {side}")
+            labels[grey & half & box] = len(names)
+    write_atlas(folder / "lobes", labels, template.affine, names)
+
+
+def prepare_haxby(data: Path, folder: Path) -> None:
+    """Write an atlas of one region: the brain mask of the slice."""
+    func = data / "haxby2001-slice" / "derivatives" / "preproc" / "sub-01" / "func"
+    mask = nib.load(func / "sub-01_task-objectviewing_run-01_space-T1w_desc-brain_mask.nii.gz")
+    labels = (np.asarray(mask.dataobj) > 0).astype(np.int16)
+    write_atlas(folder / "vt", labels, mask.affine, ["VT"])
+
+
+def prepare_images92(data: Path, folder: Path) -> None:
+    """Write the images, the human RDMs (mean of two sessions a subject) and their table."""
+    stimuli = folder / "stimuli"
+    stimuli.mkdir(parents=True, exist_ok=True)
+    file = loadmat(data / "images92" / "Kriegeskorte_Neuron2008_supplementalData.mat")
+    names = [f"object{index:02d}.png" for index in range(92)]
+    for name, cell in zip(names, file["stimuli_92objs"][0], strict=True):
+        Image.fromarray(np.asarray(cell["image"], dtype=np.uint8)).save(stimuli / name)
+    (folder / "ids.txt").write_text("\n".join(names) + "\n")
+    rows = ["subject\tregion\tfile\tstimuli"]
+    brain = loadmat(data / "images92" / "92_brainRDMs.mat")["RDMs"][0]
+    for number, sessions in enumerate(brain, start=1):
+        square = np.mean([np.asarray(cell["RDM"], dtype=float) for cell in sessions], axis=0)
+        np.save(folder / f"sub-{number:02d}_hIT.npy", square)
+        rows.append(f"{number:02d}\thIT\tsub-{number:02d}_hIT.npy\tids.txt")
+    (folder / "rdms.tsv").write_text("\n".join(rows) + "\n")
+
+
+PREPARATIONS = {
+    "studyforrest": prepare_studyforrest,
+    "haxby": prepare_haxby,
+    "images92": prepare_images92,
+}
+
+
+def write_atlas(path: Path, labels: np.ndarray, affine: np.ndarray, names: list[str]) -> None:
+    """Write an integer image and its table of names, which start at 1."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(labels, affine), path.with_suffix(".nii.gz"))
+    rows = [f"{index}\t{name}" for index, name in enumerate(names, start=1)]
+    path.with_suffix(".tsv").write_text("\n".join(["index\tname", *rows]) + "\n")
+
+
+def prepare(name: str, data: Path, folder: Path) -> None:
+    """Write what a study needs beside its recordings to inputs/<study>."""
+    PREPARATIONS[name](data, folder / "inputs" / name)
+
+
+def run(name: str, data: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Run the workflow on a study, in a folder."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
+    command += ["--directory", str(folder), "--profile", str(ROOT / "profiles" / "default")]
+    command += ["--configfile", str(EXAMPLES / f"{name}.yaml"), "--cores", "2", *arguments]
+    return subprocess.run(
+        command,
+        env=os.environ | {"ISOCORTEX_DATA": str(data)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+
+
+def main() -> None:
+    """Prepare all studies."""
+    data, folder = Path(os.environ["ISOCORTEX_DATA"]), Path(sys.argv[1])
+    for name in PREPARATIONS:
+        prepare(name, data, folder)
+
+
+if __name__ == "__main__":
+    main()
