@@ -376,8 +376,8 @@ def _write_group(files, put, rng, rows, truth, geometry, voxels, region_of, n_vo
                     ),
                 },
                 coords={"comparison": comparisons, "region": regions, "subject": subjects, **rows},
-                attrs={"measure": measure, "task": "objects", "bootstrap": "subjects and stimuli"}
-                | {"n_bootstrap": 1000, "seed": 0},
+                attrs={"measure": measure, "task": "objects", "bootstrap": "both"}
+                | {"n_bootstrap": 1000, "seed": 0, "interval_level": 0.95, "correction": "holm"},
             ),
             f"rsa/task-objects_measure-{measure}_scores.zarr",
             "scores",
@@ -419,7 +419,8 @@ def _write_group(files, put, rng, rows, truth, geometry, voxels, region_of, n_vo
                 "subject": subjects,
             },
             attrs={"scale": "rank", "threshold": "quantile", "pool": "rdm", "geodesic": "twostep"}
-            | {"chance": 1 / 6, "measure": "correlation", "task": "objects"},
+            | {"chance": 1 / 6, "measure": "correlation", "task": "objects"}
+            | {"interval_level": 0.9, "options": {"resample": "both"}},
         ),
         "trsa/task-objects_measure-correlation_identification.zarr",
         "identification",
@@ -441,7 +442,7 @@ def _write_group(files, put, rng, rows, truth, geometry, voxels, region_of, n_vo
             coords={"statistic": np.array(kept, object), "region": regions, "subject": subjects}
             | rows,
             attrs={"scale": "rank", "threshold": "quantile", "pool": "rdm", "geodesic": "twostep"}
-            | {"measure": "correlation", "task": "objects"},
+            | {"measure": "correlation", "task": "objects", "interval_level": 0.9},
         ),
         "trsa/task-objects_measure-correlation_topology.zarr",
         "topology",
@@ -466,7 +467,8 @@ def _write_group(files, put, rng, rows, truth, geometry, voxels, region_of, n_vo
                 "n_voxels": (("region", "subject"), np.full((6, n), 80, np.int32)),
             },
             coords={"region": regions, "subject": subjects, **rows},
-            attrs={"task": "objects"},
+            attrs={"task": "objects", "interval_level": 0.8, "correction": "fdr_bh over 54 tests"}
+            | {"responsive_ceiling": 0.1, "subjects_without_ceiling": ["02"] if n > 1 else []},
         ),
         "encoding/task-objects_summary.zarr",
         "encoding_summary",

@@ -439,7 +439,9 @@ def test_inference_is_reported_where_there_is_one(files, tmp_path):
         changed[kind] = [tmp_path / f"{kind}.zarr"]
     page = Page(_study(files, tmp_path / "study.html", **(NOTHING | changed)))
     text = page.section("findings")
-    assert text.count("6 of 6 best layers above 0 (p &lt; 0.05, corrected)") == 2
+    above = "6 of 6 best layers above 0 (p &lt; 0.05, corrected"
+    assert f"{above} by Holm's method)" in text.replace("&#39;", "'")
+    assert f"{above} for false discoveries)" in text
     assert "p = 0.030" in text
     assert "No p-value" not in page.section("notes")
 
@@ -563,7 +565,7 @@ def test_numbers_in_words():
 
 def test_mean_rdms_scales_subjects_alike():
     from isocortex.report.matrices import order_stimuli
-    from isocortex.report.study import mean_rdms
+    from isocortex.report.study_geometry import mean_rdms
 
     shape = np.array([[1.0, 2.0, 3.0]])
     stores = [

@@ -207,7 +207,8 @@ def summarise_encoding(
     attrs = {
         "task": str(opened[0].attrs["task"]),
         "test": "one-sided one-sample t-test over subjects of Fisher z of the mean r",
-        "interval": f"{confidence:.0%} t interval of Fisher z, as r",
+        "interval_level": confidence,
+        "interval": f"{100 * confidence:g}% t interval of Fisher z, as r",
         "correction": f"{correction} over {int(np.isfinite(p).sum())} predictors x regions",
         "responsive_ceiling": responsive_ceiling,
         "subjects_without_ceiling": without_ceiling,

@@ -188,7 +188,7 @@ def comparison_figure(scores: Scores, *, label: str, shown: Sequence[str]) -> st
         grid[index // columns, index % columns].set_visible(False)
     handles = [
         Line2D([], [], marker="D", color="none", markeredgecolor=INK, label="best of the region"),
-        Line2D([], [], marker="o", color=INK, markersize=5, label="mean and 95% interval"),
+        Line2D([], [], marker="o", color=INK, markersize=5, label="mean and interval"),
         Line2D(
             [],
             [],

@@ -9,6 +9,7 @@ from typing import Any
 import xarray as xr
 
 from isocortex.report.page import Heading, Paragraph, join
+from isocortex.report.wording import correction, level, radius_text, resampled
 
 
 @dataclass(frozen=True)
@@ -315,16 +316,12 @@ def methods_blocks(
         add("Comparison with models", *_scores(scores, cite))
     if searchlight:
         attrs = searchlight[0].attrs
-        radius = attrs["radius"]
-        radius = f"{radius:g} mm" if isinstance(radius, (int, float)) else radius
         add(
             "Searchlight",
             str(attrs.get("methods", "")),
-            f"Around every voxel an RDM was computed (radius {attrs['radius']}) and compared with "
-            "the "
-            f"models' by {attrs['comparison']} {cite('searchlight')}; subjects were combined by "
-            "the mean "
-            "and by t of the Fisher-z transformed scores.",
+            f"Around every voxel an RDM was computed (radius {radius_text(attrs['radius'])}) and "
+            f"compared with the models' by {attrs['comparison']} {cite('searchlight')}; subjects "
+            "were combined by the mean and by t of the Fisher-z transformed scores.",
         )
     if identification or topology:
         add("Topological RSA", *_topology(identification, topology, cite))
@@ -419,11 +416,11 @@ def _scores(scores: Sequence[xr.Dataset], cite: Any) -> list[str]:
         "were "
         f"compared by {join(words)} {cite('rsa')}, with lower and upper noise ceiling "
         f"{cite('ceiling')}.",
-        f"Intervals are 95% bootstrap intervals ({attrs['bootstrap']}, {attrs['n_bootstrap']} "
-        "samples, "
-        f"seed {attrs['seed']}) {cite('inference')}; p-values are against 0 and corrected for all "
-        "tests "
-        "of a comparison.",
+        "There are too few stimuli and subjects for intervals or p-values."
+        if attrs["bootstrap"] == "none"
+        else f"Intervals are {level(dataset)} intervals of a t distribution with the variance of "
+        f"{attrs['n_bootstrap']} bootstrap samples of {resampled(dataset)} (seed {attrs['seed']}) "
+        f"{cite('inference')}; p-values are against 0, {correction(dataset)}.",
     ]
 
 
@@ -458,7 +455,7 @@ def _encoding(
         f"{cite('encoding')} in "
         f"{version('torch')} {cite('pytorch')}, with the penalty chosen per voxel by nested "
         f"cross-validation {cite('himalaya')}; scores are Pearson correlations on held-out "
-        f"runs{folds}, "
+        f"trials{folds}, "
         "normalised by the square root of the explainable share of variance where that is large "
         "enough.",
     ]

@@ -142,6 +142,11 @@ def join(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
+def capital(text: str) -> str:
+    """Write the first letter large and leave the rest."""
+    return f"{text[:1].upper()}{text[1:]}"
+
+
 def count(n: int, noun: str) -> str:
     """Write a count with its noun in the right number."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -51,6 +51,7 @@ from isocortex.report.sources import (
     read_manifests,
     versions_table,
 )
+from isocortex.report.wording import radius_text, voxel_reason
 
 log = logging.getLogger(__name__)
 
@@ -271,17 +272,6 @@ def _design(opened: Sequence[xr.Dataset], entry: str) -> list[Any]:
         blocks.append(_design_table(dataset))
         blocks.append(_design_figure(dataset))
     return blocks
-
-
-def radius_text(radius: Any) -> str:
-    """Radius of a searchlight with its unit."""
-    return f"{radius:g} mm" if isinstance(radius, (int, float)) else str(radius)
-
-
-def voxel_reason(key: str) -> str:
-    """Say in words why voxels were left out, from the name of their count."""
-    words = key.removeprefix("n_voxels_").replace("_", " ")
-    return {"nan": "with NaN", "nonpositive mean": "without a positive mean"}.get(words, words)
 
 
 def _run_names(dataset: xr.Dataset) -> list[str]:
@@ -833,8 +823,8 @@ def _encoding(
                 "Most frequent best layer there",
             ),
             rows,
-            "r: Pearson correlation of predicted and measured responses on held-out runs, of each "
-            "voxel's best layer.",
+            "r: Pearson correlation of predicted and measured responses in held-out trials, "
+            "of each voxel's best layer.",
         )
     )
     for path in paths:

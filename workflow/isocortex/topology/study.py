@@ -562,5 +562,6 @@ def _shared_attrs(brain: BrainRDMs, options: TopologyOptions) -> dict[str, objec
         "measure": brain.measure,
         "task": brain.task,
         "n_stimuli": len(brain.stimuli),
+        "interval_level": options.interval,
         "options": asdict(options),
     }

@@ -1,0 +1,251 @@
+"""Topological RSA in the study's report: region identification and model layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from isocortex.report.comparison import (
+    identification_figure,
+)
+from isocortex.report.matrices import (
+    confusion_figure,
+    threshold_grid_figure,
+)
+from isocortex.report.options import ReportOptions
+from isocortex.report.page import (
+    Heading,
+    Note,
+    Picture,
+    Table,
+    capital,
+    count,
+    interval,
+    number,
+    p_value,
+    percent,
+)
+from isocortex.report.study_findings import headline_statistic, no_identification
+from isocortex.report.subject import absence
+from isocortex.report.wording import (
+    level,
+    resampled,
+)
+
+
+def topology_section(
+    identification: Sequence[xr.Dataset],
+    topology: Sequence[xr.Dataset],
+    choices: ReportOptions,
+    entry: str,
+) -> list[Any]:
+    """Region identification and model layers by the geo-topological statistics."""
+    if not identification and not topology:
+        return [absence("models", entry)]
+    blocks: list[Any] = []
+    if not identification:
+        blocks.append(
+            Note("Regions were not identified: this needs at least two subjects and regions.")
+        )
+    for dataset in identification:
+        if len(identification) > 1:
+            blocks.append(
+                Heading(f"Identification: {dataset.attrs['measure']}, task {dataset.attrs['task']}")
+            )
+        blocks += _identification(dataset)
+    for dataset in topology:
+        blocks += _topology_models(dataset, several=len(topology) > 1)
+    return blocks
+
+
+def split_statistics(dataset: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Tell the cells of the threshold grid from the statistics that are compared by name.
+
+    Returns
+    -------
+    grid, named
+        Indices. The grid is every RGTM with finite thresholds; it is drawn as a grid where there
+        are at least 6 cells, else its members are listed by name.
+    """
+    names = [str(name) for name in dataset["statistic"].values]
+    lower, upper = (np.asarray(dataset[key].values, dtype=float) for key in ("lower", "upper"))
+    grid = np.array(
+        [
+            name.startswith("rgtm(") and np.isfinite(lower[i]) and np.isfinite(upper[i])
+            for i, name in enumerate(names)
+        ],
+        dtype=bool,
+    )
+    if grid.sum() < 6:
+        grid[:] = False
+    return np.flatnonzero(grid), np.flatnonzero(~grid)
+
+
+def _identification(dataset: xr.Dataset) -> list[Any]:
+    if not np.isfinite(dataset["accuracy"].values).any():
+        return [Note(f"{capital(no_identification(dataset))}.")]
+    names = [str(name) for name in dataset["statistic"].values]
+    accuracy, low, high, p, ratio = (
+        np.asarray(dataset[key].values, dtype=float)
+        for key in ("accuracy", "accuracy_low", "accuracy_high", "p", "ratio")
+    )
+    by_subject = np.asarray(dataset["accuracy_subject"].values, dtype=float)
+    chance = float(dataset.attrs["chance"])
+    n_subjects, n_regions = dataset.sizes["subject"], dataset.sizes["region"]
+    grid, named = split_statistics(dataset)
+    # Statistics without a value, such as a nested choice among two subjects, are no figure.
+    grid, named = (rows[np.isfinite(accuracy[rows])] for rows in (grid, named))
+    corrected = np.asarray(dataset["p_corrected"].values, dtype=float)
+    setting = (
+        f"scale {dataset.attrs['scale']}, thresholds by {dataset.attrs['threshold']}, pool "
+        f"{dataset.attrs['pool']}"
+    )
+    blocks: list[Any] = []
+    if named.size:
+        chosen = named[:24]
+        blocks.append(
+            Picture(
+                [
+                    identification_figure(
+                        [names[i] for i in chosen],
+                        accuracy[chosen],
+                        low[chosen],
+                        high[chosen],
+                        by_subject[chosen],
+                        chance=chance,
+                    )
+                ],
+                "Share of regions identified by each summary statistic: "
+                + "; ".join(f"{names[i]} {percent(accuracy[i])}" for i in chosen)
+                + f"; chance {percent(chance)}.",
+                "Region identification by summary statistic",
+                f"Share of the {n_regions} regions of a left-out subject whose nearest centroid "
+                "over the other "
+                f"subjects is the right one. Points: mean over {count(n_subjects, 'subject')}; "
+                f"lines: {level(dataset)} interval (bootstrap over {resampled(dataset)}); small "
+                f"dots: subjects; dashed: chance ({percent(chance)}).",
+                narrow=True,
+            )
+        )
+        blocks.append(
+            Table(
+                "Region identification",
+                (
+                    "Statistic",
+                    "Accuracy, %",
+                    f"{level(dataset)} interval, %",
+                    "p against chance",
+                    "p, corrected",
+                    "Within / across distance",
+                ),
+                [
+                    [
+                        names[i],
+                        number(100 * accuracy[i], 1),
+                        interval(100 * low[i], 100 * high[i], 1),
+                        p_value(p[i]),
+                        p_value(corrected[i]),
+                        number(ratio[i], 2),
+                    ]
+                    for i in named
+                ],
+                f"{setting}; geodesics: {dataset.attrs['geodesic']}.",
+            )
+        )
+    if grid.size:
+        top = grid[int(np.nanargmax(accuracy[grid]))]
+        lower, upper = (np.asarray(dataset[key].values, dtype=float) for key in ("lower", "upper"))
+        blocks.append(
+            Picture(
+                [threshold_grid_figure(lower[grid], upper[grid], accuracy[grid], chance=chance)],
+                f"Heat map of identification accuracy over {grid.size} threshold pairs; from "
+                f"{percent(float(np.nanmin(accuracy[grid])))} to "
+                f"{percent(float(np.nanmax(accuracy[grid])))}.",
+                "Identification accuracy over the geo-topological thresholds",
+                f"RGTM(l, u) on {grid.size} threshold pairs ({setting}); colours start at chance "
+                f"({percent(chance)}). n = {n_subjects} subjects × {n_regions} regions. The "
+                "highest cell, "
+                f"{names[top]} with {percent(accuracy[top])}, is chosen on these data and so "
+                "biased upwards: "
+                "the statistic marked nested is the unbiased figure.",
+                narrow=True,
+            )
+        )
+    else:
+        blocks.append(Note("No grid of thresholds (l, u) was asked for, so there is no heat map."))
+    confusion = np.asarray(dataset["confusion"].values)
+    wanted = [headline_statistic(dataset)]
+    if "rdm" in names and names.index("rdm") not in wanted:
+        wanted.insert(0, names.index("rdm"))
+    blocks.append(
+        Picture(
+            [
+                confusion_figure(
+                    {names[i]: confusion[i] for i in wanted},
+                    [str(name) for name in dataset["region"].values],
+                    [str(name) for name in dataset["predicted"].values],
+                )
+            ],
+            "Matrices of true against predicted region; "
+            + "; ".join(
+                f"{names[i]}: {int(np.trace(confusion[i]))} of {int(confusion[i].sum())} on the "
+                "diagonal"
+                for i in wanted
+            )
+            + ".",
+            "Which regions are taken for which",
+            f"Number of left-out subjects (of {n_subjects}) by true and predicted region; colour: "
+            "percent of the "
+            "true region's cases.",
+        )
+    )
+    return blocks
+
+
+def _topology_models(dataset: xr.Dataset, *, several: bool) -> list[Any]:
+    names = [str(name) for name in dataset["statistic"].values]
+    regions = [str(name) for name in dataset["region"].values]
+    predictors = [str(name) for name in dataset["predictor"].values]
+    best = np.asarray(dataset["best_predictor"].values)
+    mean, low, high = (
+        np.asarray(dataset[key].values) for key in ("score", "interval_low", "interval_high")
+    )
+    rows = []
+    for index, name in enumerate(names):
+        cells: list[str] = [name]
+        for column in range(len(regions)):
+            predictor = str(best[index, column])
+            if predictor not in predictors:
+                cells.append("no score")
+                continue
+            row = predictors.index(predictor)
+            cells.append(
+                f"{predictor}, {number(mean[index, row, column])} "
+                + interval(low[index, row, column], high[index, row, column]).replace(" ", "\u00a0")
+            )
+        rows.append(cells)
+    where = f" ({dataset.attrs['measure']}, task {dataset.attrs['task']})" if several else ""
+    # Regions in rows where they are many: a table must not run off the page.
+    header: list[str] = ["Statistic", *regions]
+    if len(rows) <= 8 or len(regions) > len(rows):
+        header, *rows = [list(cells) for cells in zip(*([header, *rows]))]
+        header[0] = "Region"
+    shown = 7
+    more = (
+        f" The first {shown - 1} of {len(header) - 1} columns are shown."
+        if len(header) > shown
+        else ""
+    )
+    return [
+        Table(
+            f"Best model layer by geo-topological statistic{where}",
+            header[:shown],
+            [row[:shown] for row in rows],
+            f"Score of the best layer, mean over {count(dataset.sizes['subject'], 'subject')} "
+            f"[{level(dataset)} interval].{more}",
+            collapsed=len(rows) > 24,
+        )
+    ]
