@@ -467,7 +467,7 @@ def _write_group(files, put, rng, rows, truth, geometry, voxels, region_of, n_vo
                 "n_voxels": (("region", "subject"), np.full((6, n), 80, np.int32)),
             },
             coords={"region": regions, "subject": subjects, **rows},
-            attrs={"task": "objects", "interval_level": 0.8, "correction": "fdr_bh over 54 tests"}
+            attrs={"task": "objects", "interval_level": 0.8, "correction": "fdr over 54 tests"}
             | {"responsive_ceiling": 0.1, "subjects_without_ceiling": ["02"] if n > 1 else []},
         ),
         "encoding/task-objects_summary.zarr",

@@ -127,7 +127,7 @@ def test_means_over_responsive_voxels_and_best_predictor(tmp_path, study, labels
 
 def test_inference_equals_scipy(tmp_path, study, labels):
     _, stores, regions = study
-    result = summarise(tmp_path, stores, regions, labels, correction="fdr_bh", confidence=0.9)
+    result = summarise(tmp_path, stores, regions, labels, correction="fdr", confidence=0.9)
     z = np.arctanh(result["score"].values[:, :2])
     peer = scipy.stats.ttest_1samp(z, 0, axis=-1, alternative="greater")
     np.testing.assert_allclose(result["p"].values[:, :2], peer.pvalue, rtol=1e-9)
@@ -142,21 +142,13 @@ def test_inference_equals_scipy(tmp_path, study, labels):
     assert "8 predictors x regions" in result.attrs["correction"]
 
 
-def test_corrections_equal_statsmodels():
-    multitest = pytest.importorskip("statsmodels.stats.multitest")
-    rng = np.random.default_rng(1)
-    p = rng.random((5, 6)) ** 3
-    p[2, 3] = p[0, 0] = np.nan
-    p[1, 1] = p[1, 2]
-    tested = np.isfinite(p)
-    for method in ("holm", "fdr_bh"):
-        got = encoding.correct_p_values(p, method=method)
-        np.testing.assert_allclose(
-            got[tested], multitest.multipletests(p[tested], method=method)[1]
-        )
-        assert np.isnan(got[~tested]).all()
+def test_an_unknown_correction_is_named(tmp_path, study, labels):
+    _, stores, regions = study
     with pytest.raises(InputError, match="bonferroni"):
-        encoding.correct_p_values(p, method="bonferroni")
+        summarise(tmp_path, stores, regions, labels, correction="bonferroni")
+    plain = summarise(tmp_path, stores, regions, labels, correction="none")
+    np.testing.assert_array_equal(plain["p"].values, plain["p_corrected"].values)
+    assert plain.attrs["correction"] == "none"
 
 
 @pytest.mark.parametrize("n_subjects", [3, 8, 24])

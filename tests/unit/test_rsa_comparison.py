@@ -6,14 +6,12 @@ from rsatoolbox.inference import boot_noise_ceiling
 from rsatoolbox.rdm import RDMs, compare
 from rsatoolbox.util.inference_util import _dual_bootstrap
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 from isocortex.errors import InputError
 from isocortex.rsa import (
     COMPARISONS,
     bootstrap_counts,
     bootstrap_scores,
-    correct_p,
     correlate,
     dual_bootstrap_variance,
     noise_ceiling,
@@ -178,17 +176,6 @@ def test_dual_bootstrap_variance_equals_rsatoolbox():
     peer = _dual_bootstrap(variances, n_rdm=7, n_pattern=30)
     ours = dual_bootstrap_variance(*variances, n_subjects=7, n_stimuli=30)
     np.testing.assert_allclose(ours, peer, atol=1e-12)
-
-
-@pytest.mark.parametrize(("ours", "peer"), [("holm", "holm"), ("fdr", "fdr_bh")])
-def test_corrections_equal_statsmodels(ours, peer):
-    p = np.random.default_rng(15).random((4, 6)) ** 3
-    p[2, 1] = np.nan
-    corrected = correct_p(p, correction=ours)
-    assert np.isnan(corrected[2, 1])
-    tested = np.isfinite(p)
-    np.testing.assert_allclose(corrected[tested], multipletests(p[tested], method=peer)[1])
-    np.testing.assert_array_equal(correct_p(p, correction="none"), p)
 
 
 def _binomial_interval(n, level=0.05):

@@ -14,7 +14,6 @@ from isocortex.encoding.ridge import (
     standardisation,
 )
 from isocortex.encoding.summary import (
-    correct_p_values,
     one_sample_inference,
     summarise_encoding,
 )
@@ -22,7 +21,6 @@ from isocortex.encoding.summary import (
 __all__ = [
     "CrossValidation",
     "Ridge",
-    "correct_p_values",
     "cross_validated_scores",
     "cross_validation_folds",
     "fit_encoding",

@@ -12,6 +12,7 @@ import xarray as xr
 from isocortex import bids, provenance, store
 from isocortex.encoding.maps import legend, write_map
 from isocortex.errors import InputError
+from isocortex.multiple_tests import CORRECTIONS, correct_p
 
 logger = logging.getLogger(__name__)
 
@@ -54,38 +55,6 @@ def one_sample_inference(
     t = np.where(error > 0, t, np.where(mean > 0, np.inf, -np.inf))
     p = np.where(enough, scipy.stats.t.sf(t, freedom), np.nan)
     return np.tanh(mean), np.tanh(mean - margin), np.tanh(mean + margin), p
-
-
-def correct_p_values(p: np.ndarray, *, method: str = "holm") -> np.ndarray:
-    """Correct p-values for the number of finite ones among them.
-
-    Parameters
-    ----------
-    p
-        Any shape; NaN stays NaN and is not counted.
-    method
-        `holm`: familywise error rate (Holm 1979). `fdr_bh`: false discovery rate (Benjamini &
-        Hochberg 1995).
-    """
-    p = np.asarray(p, float)
-    corrected = np.full(p.shape, np.nan)
-    tested = np.isfinite(p)
-    values = p[tested]
-    order = np.argsort(values, kind="stable")
-    ranked = values[order]
-    if method == "holm":
-        ranked = np.maximum.accumulate(ranked * np.arange(len(ranked), 0, -1))
-    elif method == "fdr_bh":
-        ranked = ranked * len(ranked) / np.arange(1, len(ranked) + 1)
-        ranked = np.minimum.accumulate(ranked[::-1])[::-1]
-    else:
-        raise InputError(
-            f"unknown correction {method!r} in encoding.summary.correction: write holm or fdr_bh"
-        )
-    values = np.empty_like(ranked)
-    values[order] = np.minimum(ranked, 1)
-    corrected[tested] = values
-    return corrected
 
 
 def _regions_of_voxels(path: Path, data: xr.Dataset, where: str) -> np.ndarray:
@@ -135,7 +104,7 @@ def summarise_encoding(
         Voxels count whose explainable share of single-trial variance is at least this. Subjects
         without repeats, hence without ceilings, count with all voxels, and are listed in attrs.
     correction
-        `holm` or `fdr_bh`, over all predictors and regions.
+        `holm`, `fdr` or `none`, over all predictors and regions.
     confidence
         Coverage of the interval.
     code
@@ -151,6 +120,11 @@ def summarise_encoding(
     InputError
         Where regions are missing for a subject or lie on another grid.
     """
+    if correction not in CORRECTIONS:
+        raise InputError(
+            f"unknown correction {correction!r} in encoding.summary.correction: write one of "
+            f"{', '.join(CORRECTIONS)}"
+        )
     names = bids.read_labels(labels)
     by_subject = {bids.entities(Path(path).name)[0].get("sub", ""): Path(path) for path in regions}
     opened = [store.open(path, "encoding") for path in stores]
@@ -195,7 +169,7 @@ def summarise_encoding(
                 normalised[rows, index, column] = _mean(over_ceiling[:, members])
 
     mean, low, high, p = one_sample_inference(score, confidence=confidence)
-    corrected = correct_p_values(p, method=correction)
+    corrected = correct_p(p, correction=correction)
     n_subjects = np.isfinite(score).sum(-1).astype(np.int32)
     texts = [f"{model}/{layer}" for model, layer in predictors]
     ranking = np.nan_to_num(mean, nan=-np.inf)
@@ -209,7 +183,9 @@ def summarise_encoding(
         "test": "one-sided one-sample t-test over subjects of Fisher z of the mean r",
         "interval_level": confidence,
         "interval": f"{100 * confidence:g}% t interval of Fisher z, as r",
-        "correction": f"{correction} over {int(np.isfinite(p).sum())} predictors x regions",
+        "correction": correction
+        if correction == "none"
+        else f"{correction} over {int(np.isfinite(p).sum())} predictors x regions",
         "responsive_ceiling": responsive_ceiling,
         "subjects_without_ceiling": without_ceiling,
         "few_subjects": len(subjects) < 2,

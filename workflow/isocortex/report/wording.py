@@ -10,7 +10,6 @@ import xarray as xr
 _CORRECTIONS = {
     "holm": "corrected by Holm's method",
     "fdr": "corrected for false discoveries",
-    "fdr_bh": "corrected for false discoveries",
     "none": "not corrected",
 }
 

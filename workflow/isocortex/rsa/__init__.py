@@ -13,7 +13,6 @@ from isocortex.rsa.imports import import_rdms, read_rdm
 from isocortex.rsa.inference import (
     bootstrap_counts,
     bootstrap_scores,
-    correct_p,
     dual_bootstrap_variance,
     pair_weights,
 )
@@ -53,7 +52,6 @@ __all__ = [
     "compare_rdms",
     "compute_model_rdms",
     "compute_rdms",
-    "correct_p",
     "correlate",
     "correlation_distance",
     "covariance",

@@ -1,4 +1,4 @@
-"""Uncertainty of scores: bootstraps of subjects and stimuli, their variances, corrected p-values.
+"""Uncertainty of scores: bootstraps of subjects and stimuli, and their variances.
 
 A bootstrap sample of stimuli is a weight c_i c_j on each pair of different stimuli, c_i being how
 often stimulus i was drawn; two copies of one stimulus make no pair. So no RDM is ever re-made:
@@ -14,7 +14,6 @@ import numpy as np
 from isocortex.rsa.compare import COMPARISONS
 from isocortex.rsa.rdms import MINIMUM_STIMULI, n_stimuli, pair_indices, to_matrices
 
-CORRECTIONS = ("holm", "fdr", "none")
 _BLOCK_BYTES = 64 << 20
 
 
@@ -249,34 +248,3 @@ def dual_bootstrap_variance(
     variance = s * subjects + p * stimuli - s * p * (both - subjects - stimuli)
     variance = np.maximum(np.maximum(variance, s * subjects), p * stimuli)
     return np.minimum(variance, both)
-
-
-def correct_p(p: np.ndarray, *, correction: str = "holm") -> np.ndarray:
-    """Correct p-values for their number.
-
-    Parameters
-    ----------
-    p
-        One family of tests, any shape; NaN is no test and stays NaN.
-    correction
-        ``holm`` bounds the chance of any false finding, ``fdr`` (Benjamini-Hochberg) the share of
-        false ones among the findings, ``none`` returns the p-values.
-    """
-    if correction not in CORRECTIONS:
-        raise ValueError(f"correction is {correction!r}: choose one of {', '.join(CORRECTIONS)}")
-    corrected = np.array(p, dtype=np.float64)
-    tested = np.isfinite(corrected)
-    values = corrected[tested]
-    if correction == "none" or not values.size:
-        return corrected
-    order = np.argsort(values, kind="stable")
-    n = len(values)
-    if correction == "holm":
-        stepped = np.maximum.accumulate(values[order] * (n - np.arange(n)))
-    else:
-        scaled = values[order] * n / np.arange(1, n + 1)
-        stepped = np.minimum.accumulate(scaled[::-1])[::-1]
-    back = np.empty(n)
-    back[order] = np.minimum(stepped, 1.0)
-    corrected[tested] = back
-    return corrected

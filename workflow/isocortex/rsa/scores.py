@@ -12,12 +12,11 @@ from scipy import stats
 
 from isocortex import parallel, store
 from isocortex.errors import InputError
+from isocortex.multiple_tests import CORRECTIONS, correct_p
 from isocortex.rsa.compare import COMPARISONS, correlate, noise_ceiling
 from isocortex.rsa.inference import (
-    CORRECTIONS,
     bootstrap_counts,
     bootstrap_scores,
-    correct_p,
     dual_bootstrap_variance,
 )
 from isocortex.rsa.rdms import BrainRDMs, ModelRDMs, align_models, load_rdms

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
+from isocortex.multiple_tests import correct_p
 from isocortex.rsa.compare import correlate
-from isocortex.rsa.inference import bootstrap_scores, correct_p, dual_bootstrap_variance
+from isocortex.rsa.inference import bootstrap_scores, dual_bootstrap_variance
 from isocortex.topology.identification import Draws
 
 
