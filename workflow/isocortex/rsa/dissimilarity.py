@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from isocortex.rsa.rdms import to_vectors
 
@@ -122,9 +123,10 @@ def crossnobis_distance(
     names, row = np.unique(np.array([str(label) for label in labels]), return_inverse=True)
     folds, fold = np.unique(np.array([str(run) for run in runs]), return_inverse=True)
     n, n_voxels = len(names), patterns.shape[1]
-    indicator = np.zeros((len(folds) * n, len(row)))
-    indicator[fold * n + row, np.arange(len(row))] = 1.0
-    counts = indicator.sum(axis=1).reshape(len(folds), n)
+    # Sparse: as a dense product the sums would cost more than the distances.
+    cells = (np.ones(len(row)), (fold * n + row, np.arange(len(row))))
+    indicator = csr_array(cells, shape=(len(folds) * n, len(row)))
+    counts = np.bincount(fold * n + row, minlength=len(folds) * n).reshape(len(folds), n)
     # Differences do not depend on the mean pattern; without it less is lost to rounding.
     centred = patterns - patterns.mean(axis=0)
     sums = (indicator @ centred).reshape(len(folds), n, n_voxels)
