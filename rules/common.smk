@@ -249,7 +249,7 @@ def glm_content(wildcards):
     if ENTRY == "bids":
         return []
     files = [*glm_bold(wildcards), *glm_mask(wildcards), *glm_confounds(wildcards)]
-    return [fingerprint(file) for file in files]
+    return [fingerprint(file) for file in [*files, *glm_sidecars(wildcards)]]
 
 
 def glm_events(wildcards):
@@ -291,6 +291,10 @@ def given_rdm_stimuli(wildcards):
     return sorted({path for path in given_rdm_stimulus_lists(wildcards) if path})
 
 
+def given_rdms_content(wildcards):
+    return [fingerprint(path) for path in given_rdms(wildcards)]
+
+
 def given_rdm_regions(wildcards):
     return [run.label for run in runs_of(wildcards)]
 
@@ -300,7 +304,11 @@ def atlas_of(wildcards):
 
 
 def atlas_content(wildcards):
-    return fingerprint(atlas_of(wildcards))
+    """Return signs of the content of the atlas and of what has no manifest beside it."""
+    files = [atlas_of(wildcards)]
+    if ENTRY != "bids":
+        files += [betas_grid(wildcards), atlas_transform(wildcards)]
+    return [fingerprint(file) for file in files if file]
 
 
 def atlas_transform(wildcards):
@@ -529,6 +537,15 @@ def confounds_of(subject):
 
 def subject_confounds(wildcards):
     return confounds_of(wildcards.subject)
+
+
+def subject_confounds_content(wildcards):
+    return confounds_content(subject_confounds(wildcards))
+
+
+def confounds_content(files):
+    """Return signs of the content of confounds made elsewhere, which have no manifest."""
+    return [fingerprint(file) for file in files] if ENTRY == "derivatives" else []
 
 
 def study_confounds():

@@ -3,7 +3,7 @@ if ENTRY == "rdms":
     rule import_rdms:
         """Take over one subject's RDMs that were made elsewhere."""
         input:
-            files=given_rdms,
+            files=ancient(given_rdms),
             stimuli=given_rdm_stimuli,
         output:
             store=directory(rdms_store()),
@@ -23,6 +23,7 @@ if ENTRY == "rdms":
         params:
             regions=given_rdm_regions,
             stimuli=given_rdm_stimulus_lists,
+            source=given_rdms_content,
             code=code_version("import_rdms"),
         script:
             "../workflow/import_rdms.py"

@@ -10,6 +10,7 @@ import pytest
 from nipype.algorithms import confounds as peer
 from scipy import linalg, ndimage
 
+from isocortex import bids
 from isocortex.errors import InputError
 from isocortex.preprocess import (
     correct_slice_timing,
@@ -28,7 +29,6 @@ from isocortex.preprocess.confounds import (
 from isocortex.preprocess.images import (
     Timing,
     as_image,
-    merge_sidecars,
     open_image,
     read_anatomy,
     read_series,
@@ -402,12 +402,12 @@ def test_bad_timing(tmp_path):
         read_timing(bare, {"RepetitionTime": -1}, "x")
     path = tmp_path / "bad.json"
     path.write_text("{")
-    with pytest.raises(InputError, match=r"bad\.json is not readable JSON"):
-        merge_sidecars([path])
+    with pytest.raises(InputError, match=r"bad\.json cannot be read as JSON"):
+        bids.metadata([path])
     path.write_text('{"RepetitionTime": 1}')
     below = tmp_path / "below.json"
     below.write_text('{"RepetitionTime": 2}')
-    assert merge_sidecars([path, below]) == {"RepetitionTime": 2}
+    assert bids.metadata([path, below]) == {"RepetitionTime": 2}
 
 
 # --- regions -------------------------------------------------------------------------------

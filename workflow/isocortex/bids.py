@@ -22,6 +22,9 @@ from typing import Any
 from isocortex.errors import InputError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+STIMULUS_COLUMNS = ("stim_file", "stimulus", "image", "trial_type")
+"""Where an events table's stimulus ids are looked for, in this order."""
+
 _NIFTI = (".nii.gz", ".nii")
 _ITEM_BYTES = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8}
 
@@ -59,10 +62,10 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The run's id, unique in its subject and task: ``01``, or ``ses-a_run-1``."""
-        if self.session:
-            return f"ses-{self.session}" + (f"_run-{self.label}" if self.label else "")
-        return self.label or "1"
+        """The run's id, unique in its subject and task: ``01``, or ``ses-a_dir-AP_run-1``."""
+        keys = entities(self.stem.rsplit("/", 1)[-1] + "_bold")[0]
+        own = [f"{k}-{v}" for k, v in keys.items() if k not in ("sub", "task", "part") and v]
+        return "_".join(own) if own and own != [f"run-{self.label}"] else self.label or "1"
 
 
 @dataclass(frozen=True)
@@ -571,6 +574,66 @@ def repetition_time(path: str | Path, sidecar: Mapping[str, Any], header: Header
     return float(told if told is not None else read)
 
 
+def slice_times(
+    path: str | Path, sidecar: Mapping[str, Any], shape: Sequence[int], tr: float
+) -> tuple[tuple[float, ...] | None, int]:
+    """Return when the slices of a run were recorded, and along which axis they lie.
+
+    Parameters
+    ----------
+    path
+        The run, for messages.
+    sidecar
+        Its metadata.
+    shape
+        Of its array.
+    tr
+        Repetition time, s.
+
+    Returns
+    -------
+    times : tuple of float or None
+        Seconds after the volume's start in the order of the array's axis; None where the
+        sidecar has none.
+    axis : int
+        The array's axis.
+
+    Raises
+    ------
+    InputError
+        Where ``SliceEncodingDirection`` is no axis, or ``SliceTiming`` no list of numbers, of
+        another length than there are slices, or beyond the volume.
+    """
+    direction = str(sidecar.get("SliceEncodingDirection", "k"))
+    if direction not in ("i", "j", "k", "i-", "j-", "k-"):
+        raise InputError(
+            f"SliceEncodingDirection is {direction!r} for {path}: give i, j, k, i-, j- or k-"
+        )
+    axis = "ijk".index(direction[0])
+    times = sidecar.get("SliceTiming")
+    if times is None:
+        return None, axis
+    numbers = isinstance(times, list) and all(
+        isinstance(t, int | float) and math.isfinite(t) for t in times
+    )
+    if not numbers:
+        raise InputError(f"SliceTiming is not a list of numbers for {path}: correct its sidecar")
+    if len(times) != shape[axis]:
+        raise InputError(
+            f"SliceTiming has {len(times)} values for the {shape[axis]} slices of {path}: "
+            "correct its sidecar"
+        )
+    # a little beyond the end: times are often rounded
+    if min(times) < 0 or max(times) >= tr * 1.0005:
+        raise InputError(
+            f"SliceTiming runs from {min(times):g} to {max(times):g} s with a RepetitionTime of "
+            f"{tr:g} s for {path}: give seconds after the volume's start"
+        )
+    if direction.endswith("-"):
+        times = times[::-1]
+    return tuple(float(t) for t in times), axis
+
+
 def check_run(run: Run, *, stimulus_column: str, stimuli: Mapping[str, Any] | None) -> Header:
     """Check one run's recording, sidecars and events against one another.
 
@@ -596,19 +659,8 @@ def check_run(run: Run, *, stimulus_column: str, stimuli: Mapping[str, Any] | No
         )
     sidecar = metadata(run.sidecars)
     tr = repetition_time(run.bold, sidecar, header)
-    timing = sidecar.get("SliceTiming")
-    if timing is not None and run.mask is None:
-        axis = {"i": 0, "j": 1, "k": 2}[str(sidecar.get("SliceEncodingDirection", "k"))[0]]
-        if len(timing) != header.shape[axis]:
-            raise InputError(
-                f"{run.bold}: SliceTiming has {len(timing)} entries for {header.shape[axis]} "
-                "slices: correct the JSON"
-            )
-        if min(timing) < 0 or max(timing) >= tr:
-            raise InputError(
-                f"{run.bold}: SliceTiming goes to {max(timing)} s, beyond the TR of {tr:g} s: "
-                "write it in seconds"
-            )
+    if run.mask is None:
+        slice_times(run.bold, sidecar, header.shape, tr)
     if run.confounds is not None:
         with run.confounds.open(encoding="utf-8") as stream:
             rows = sum(1 for line in stream if line.strip()) - 1
@@ -635,7 +687,14 @@ def check_run(run: Run, *, stimulus_column: str, stimuli: Mapping[str, Any] | No
             "glm.stimulus_column in the config"
         )
     if stimuli is not None:
-        column = stimulus_column if stimulus_column != "auto" else "stim_file"
+        column = stimulus_column
+        if column == "auto":
+            filled = (
+                name
+                for name in STIMULUS_COLUMNS[:-1]
+                if any(str(row.get(name, "n/a")) not in ("n/a", "") for row in rows)
+            )
+            column = next(filled, "stim_file")
         for row in rows:
             name = str(row.get(column, "n/a"))
             if name not in ("n/a", "") and name not in stimuli:
@@ -714,6 +773,8 @@ def find_stimuli(folder: str | Path) -> dict[str, Path]:
 def read_labels(path: str | Path) -> dict[int, str]:
     """Return an atlas' region names by label from a table with columns ``index`` and ``name``.
 
+    A row of index 0, the background, is passed over.
+
     Raises
     ------
     InputError
@@ -725,9 +786,16 @@ def read_labels(path: str | Path) -> dict[int, str]:
         raise InputError(f"{path} needs columns index and name and at least one region: add them")
     for number, row in enumerate(rows, start=2):
         text = row["index"].strip()
-        if not text.isdigit() or int(text) == 0:
-            raise InputError(f"{path}, line {number}: index {text!r} is no positive integer")
+        if not text.isdigit():
+            raise InputError(
+                f"{path}, line {number}: index {text!r} is no positive integer: correct it"
+            )
+        if int(text) == 0:
+            # the background, which many atlases' tables name
+            continue
         if int(text) in labels or row["name"] in labels.values():
             raise InputError(f"{path}, line {number}: {row['name']!r} is there twice: remove one")
         labels[int(text)] = row["name"]
+    if not labels:
+        raise InputError(f"{path} names no region but the background: add one")
     return labels

@@ -13,10 +13,8 @@ import pandas as pd
 import scipy.linalg
 from nilearn.glm.first_level import make_first_level_design_matrix
 
+from isocortex.bids import STIMULUS_COLUMNS
 from isocortex.errors import InputError
-
-STIMULUS_COLUMNS = ("stim_file", "stimulus", "image", "trial_type")
-"""Where stimulus ids are looked for when the column is ``auto``, in this order."""
 
 EARLIEST_ONSET = -24.0
 """Seconds before the first volume from which on nilearn models an event."""
@@ -79,7 +77,8 @@ def find_stimulus_column(events: Sequence[Mapping[str, Any]], column: str = "aut
     events
         Rows of the table.
     column
-        A column's name, or ``"auto"`` for the first of `STIMULUS_COLUMNS` that is not empty.
+        A column's name, or ``"auto"`` for the first of
+        `isocortex.bids.STIMULUS_COLUMNS` that is not empty.
 
     Raises
     ------

@@ -1,23 +1,29 @@
-"""From raw BIDS to BOLD that can be analysed: nipype workflows of one subject and of one run."""
+"""From raw BIDS to BOLD that can be analysed: nipype workflows of one subject and of one run.
 
-from isocortex.preprocess.anat import preprocess_anat
-from isocortex.preprocess.bold import preprocess_bold
-from isocortex.preprocess.description import describe_derivatives
-from isocortex.preprocess.motion import estimate_motion
-from isocortex.preprocess.regions import transform_regions
-from isocortex.preprocess.resampling import resample_labels, resample_series
-from isocortex.preprocess.slice_timing import correct_slice_timing
-from isocortex.preprocess.workflows import init_anat_wf, init_bold_wf
+A module is imported when a function of it is first asked for: a job that only carries labels to
+another grid starts without nipype and ANTs, which take seconds.
+"""
 
-__all__ = [
-    "correct_slice_timing",
-    "describe_derivatives",
-    "estimate_motion",
-    "init_anat_wf",
-    "init_bold_wf",
-    "preprocess_anat",
-    "preprocess_bold",
-    "resample_labels",
-    "resample_series",
-    "transform_regions",
-]
+from importlib import import_module
+from typing import Any
+
+_MODULES = {
+    "correct_slice_timing": "slice_timing",
+    "describe_derivatives": "description",
+    "estimate_motion": "motion",
+    "init_anat_wf": "workflows",
+    "init_bold_wf": "workflows",
+    "preprocess_anat": "anat",
+    "preprocess_bold": "bold",
+    "resample_labels": "resampling",
+    "resample_series": "resampling",
+    "transform_regions": "regions",
+}
+
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from isocortex import provenance
+from isocortex import bids, provenance
 from isocortex.errors import InputError
-from isocortex.preprocess.images import merge_sidecars, open_image, read_timing
+from isocortex.preprocess.images import open_image, read_timing
 from isocortex.preprocess.outputs import put_all, sources_of
 from isocortex.preprocess.registration import TEMPLATE, make_deterministic
 from isocortex.preprocess.workflows import init_bold_wf, run_workflow
@@ -95,7 +95,7 @@ def preprocess_bold(
     if len(image.shape) != 4 or image.shape[3] == 1:
         shape = "x".join(map(str, image.shape))
         raise InputError(f"BOLD {bold} is one volume ({shape}): give a 4D run")
-    timing = read_timing(image, merge_sidecars(sidecars), bold)
+    timing = read_timing(image, bids.metadata(sidecars), bold)
     spaces = [str(space) for space in options["spaces"]]
     n_dummy = None if options["dummy_scans"] == "auto" else int(options["dummy_scans"])
     if n_dummy is not None and n_dummy > image.shape[3] - 5:

@@ -9,11 +9,14 @@ import isocortex
 from isocortex import provenance
 
 _IGNORE = """\
-# not BIDS: provenance and the pictures of the reports
-**/*manifest.json
-**/.*.provenance.json
-**/figures/
-**/*_desc-hmc_xfm.tsv
+# not in the standard: references, confounds and transforms, named as fMRIPrep names them
+*_boldref.nii.gz
+*_timeseries.*
+*_xfm.*
+# provenance and the pictures of the reports
+*manifest.json
+.*.provenance.json
+figures
 """
 
 

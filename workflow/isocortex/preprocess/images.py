@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from isocortex import bids
 from isocortex.errors import InputError
 
 logger = logging.getLogger(__name__)
-
-_AXES = {"i": 0, "j": 1, "k": 2}
 
 
 @dataclass(frozen=True)
@@ -119,8 +117,8 @@ def read_series(path: str | Path) -> nib.Nifti1Image:
     Raises
     ------
     InputError
-        Not readable, not four-dimensional, fewer than 5 volumes, or volumes that are NaN or
-        empty throughout.
+        Not readable, not four-dimensional, fewer than 5 volumes, volumes that are NaN or
+        constant throughout, or no change from volume to volume.
     """
     image = open_image(path)
     if len(image.shape) != 4 or image.shape[3] == 1:
@@ -139,6 +137,8 @@ def read_series(path: str | Path) -> nib.Nifti1Image:
             )
         logger.info("%d NaN or infinite values set to 0 in %s", bad.sum(), path)
         values[bad] = 0
+    if not any((values[..., t] != values[..., 0]).any() for t in range(1, values.shape[3])):
+        raise InputError(f"no voxel of {path} changes over time: restore the file")
     empty = np.flatnonzero(values.max(axis=(0, 1, 2)) == values.min(axis=(0, 1, 2)))
     if len(empty):
         raise InputError(
@@ -197,57 +197,15 @@ def read_timing(image: nib.Nifti1Image, metadata: Mapping[str, Any], path: str |
     if not isinstance(value, int | float) or not value > 0:
         raise InputError(f"RepetitionTime is {value!r} for {path}: give seconds in its sidecar")
     value = float(value)
-    if header is not None and abs(header - value) > 0.01 * value:
+    # a header whose repetition time was never set says 1
+    set_in_header = header is not None and abs(header - 1) > 1e-6
+    if set_in_header and abs(header - value) > 0.01 * value:
         raise InputError(
             f"RepetitionTime is {value:g} s in the sidecar but {header:g} s in the header of "
             f"{path}: correct the wrong one"
         )
-    direction = str(metadata.get("SliceEncodingDirection", "k"))
-    if direction[:1] not in _AXES or direction[1:] not in ("", "-"):
-        raise InputError(
-            f"SliceEncodingDirection is {direction!r} for {path}: give i, j, k, i-, j- or k-"
-        )
-    axis = _AXES[direction[0]]
-    times = metadata.get("SliceTiming")
-    if times is None:
-        return Timing(value, None, axis)
-    if not isinstance(times, list) or not all(isinstance(t, int | float) for t in times):
-        raise InputError(f"SliceTiming is not a list of numbers for {path}: correct its sidecar")
-    if len(times) != image.shape[axis]:
-        raise InputError(
-            f"SliceTiming has {len(times)} values for the {image.shape[axis]} slices of {path}: "
-            "correct its sidecar"
-        )
-    if min(times) < 0 or max(times) >= value * 1.0005:
-        raise InputError(
-            f"SliceTiming runs from {min(times):g} to {max(times):g} s with a RepetitionTime of "
-            f"{value:g} s for {path}: give seconds after the volume's start"
-        )
-    if direction.endswith("-"):
-        times = times[::-1]
-    return Timing(value, tuple(float(t) for t in times), axis)
-
-
-def merge_sidecars(paths: Sequence[str | Path]) -> dict[str, Any]:
-    """Merge JSON sidecars, root first: a later file's keys win (BIDS inheritance).
-
-    Raises
-    ------
-    InputError
-        A file is not JSON or not an object.
-    """
-    merged: dict[str, Any] = {}
-    for path in paths:
-        try:
-            content = json.loads(Path(path).read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{path} is not readable JSON ({_first_line(error)}): correct the file"
-            ) from None
-        if not isinstance(content, dict):
-            raise InputError(f"{path} is not a JSON object: correct the file")
-        merged |= content
-    return merged
+    times, axis = bids.slice_times(path, metadata, image.shape, value)
+    return Timing(value, times, axis)
 
 
 def as_image(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import tempfile
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from isocortex import bids
 from isocortex.errors import InputError
 from isocortex.preprocess.images import clean_affine, open_image, read_values, save_image
 from isocortex.preprocess.outputs import put_all
@@ -56,7 +56,7 @@ def transform_regions(
         The atlas is not 3D or not of integers, the table and the atlas do not agree, or a
         region has no voxel on the grid or none inside the brain mask.
     """
-    names = _read_labels(labels)
+    names = bids.read_labels(labels)
     image = open_image(atlas)
     values = read_values(image, atlas)
     if values.ndim == 4 and values.shape[3] == 1:
@@ -121,30 +121,3 @@ def transform_regions(
             subject=subject,
             n_voxels=counts,
         )
-
-
-def _read_labels(path: str | Path) -> dict[int, str]:
-    try:
-        with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, delimiter="\t"))
-    except OSError:
-        raise InputError(f"{path} is missing: give a TSV with the columns index, name") from None
-    if not rows or not {"index", "name"} <= set(rows[0]):
-        raise InputError(f"{path} lacks the columns index and name: give a TSV with both")
-    names: dict[int, str] = {}
-    for number, row in enumerate(rows, start=2):
-        try:
-            index = int(row["index"])
-        except (TypeError, ValueError):
-            raise InputError(
-                f"index {row['index']!r} in line {number} of {path} is not an integer: correct it"
-            ) from None
-        if index == 0 and len(rows) > 1:
-            continue
-        if index < 1 or index in names or row["name"] in names.values():
-            raise InputError(
-                f"index {index} or name {row['name']!r} in line {number} of {path} is not "
-                "positive or occurs twice: give each region one line"
-            )
-        names[index] = row["name"]
-    return names

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import numpy as np
-from scipy.ndimage import map_coordinates, spline_filter
+from scipy.ndimage import find_objects, map_coordinates, spline_filter
 
 
 def grid_around(
@@ -187,16 +187,30 @@ def resample_labels(
     best = np.zeros(len(points), np.float32)
     chosen = np.zeros(len(points), np.int32)
     total = np.zeros(len(points), np.float32)
-    for label in np.unique(labels[labels != 0]):
-        indicator = (labels == label).astype(np.float32)
-        share = np.zeros(len(points), np.float32)
+    to_index = np.linalg.inv(affine)
+    index = points @ to_index[:3, :3].T + to_index[:3, 3]
+    slack = np.abs(offsets @ to_index[:3, :3].T).max(axis=0) + 1
+    numbers, flat = np.unique(labels, return_inverse=True)
+    # a box around each label: an atlas of hundreds must not cost hundreds of whole volumes
+    boxes = find_objects(flat.reshape(labels.shape) + 1)
+    for label, box in zip(numbers.tolist(), boxes, strict=True):
+        if label == 0:
+            continue
+        low = np.array([max(part.start - 1, 0) for part in box])
+        high = np.array([part.stop for part in box])
+        near = np.flatnonzero(np.all((index >= low - slack) & (index <= high + slack), axis=1))
+        box = tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))
+        indicator = (labels[box] == label).astype(np.float32)
+        own = np.array(affine, float)
+        own[:3, 3] += affine[:3, :3] @ low
+        share = np.zeros(len(near), np.float32)
         for offset in offsets:
             share += resample_volume(
-                indicator, affine, points + offset, (len(points),), order=1
+                indicator, own, points[near] + offset, (len(near),), order=1
             ) / len(offsets)
-        total += share
-        better = share > best
-        chosen[better], best[better] = label, share[better]
+        total[near] += share
+        better = share > best[near]
+        chosen[near[better]], best[near[better]] = label, share[better]
     chosen[1 - total > best] = 0
     return chosen.reshape(shape)
 
