@@ -61,7 +61,8 @@ def _identification(accuracy: dict[str, float], n_subjects: int = 2) -> xr.Datas
             "subject": np.arange(n_subjects),
             "region": np.arange(4),
         },
-        attrs={"chance": 0.25, "task": "t", "measure": "correlation", "flag": ""},
+        attrs={"chance": 0.25, "task": "t", "measure": "correlation", "flag": ""}
+        | {"interval_level": 0.9, "options": {"resample": "stimuli"}},
     )
 
 
@@ -86,6 +87,7 @@ def test_a_stand_in_for_the_nested_statistic_is_said():
     assert found.text.startswith("rank_rdm identifies 60%")
     assert "rgtm(nested) needs at least 3 subjects" in found.detail.replace("Rgtm", "rgtm")
     assert "Left out: V4." in found.detail
+    assert "[90% interval, bootstrap over stimuli]" in found.detail
     assert found.values["statistic"] == "rank_rdm"
     whole = identification_finding([_identification(accuracy | {"rgtm(nested)": 0.7}, 4)], "bids")
     assert "needs at least" not in whole.detail
@@ -104,6 +106,16 @@ def test_intervals_have_the_level_of_their_store(files, choices):
     models = _text(models_section([_opened(files, "scores")], choices, "bids"))
     assert "95% interval (bootstrap over subjects and stimuli, 1000 samples)" in models
     assert "95%" not in encoding + topology
+
+
+def test_two_subjects_without_intervals_claim_none(files, choices):
+    dataset = _opened(files, "identification")
+    for name in ("accuracy_low", "accuracy_high"):
+        dataset[name] = xr.full_like(dataset[name], np.nan)
+    assert "interval" not in identification_finding([dataset], "bids").detail
+    text = _text(topology_section([dataset], [], choices, "bids"))
+    assert "no intervals, which 3 subjects cannot give" in text
+    assert "bootstrap over" not in text
 
 
 def test_p_values_that_were_not_corrected_are_not_called_corrected(files, choices):

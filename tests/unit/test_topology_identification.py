@@ -268,6 +268,25 @@ def test_left_out_regions_and_missing_subjects_are_said():
     assert np.isnan(pair["accuracy"].sel(statistic="rgtm(nested)"))
 
 
+def test_of_two_subjects_none_is_resampled():
+    """Each sample must hold both: an interval over subjects would have no width at all."""
+    rng = np.random.default_rng(20)
+    x = regions_with_noise(rng, subjects=2, regions=4, stimuli=12, noise=1.0)
+    both = identification_dataset(brain_of(x), TopologyOptions(**FAST))
+    assert both.attrs["options"]["resample"] == "stimuli"
+    assert "bootstrap samples of stimuli" in both.attrs["methods"]
+    stimuli = identification_dataset(brain_of(x), TopologyOptions(**FAST, resample="stimuli"))
+    np.testing.assert_array_equal(both["accuracy_low"], stimuli["accuracy_low"])
+    subjects = identification_dataset(brain_of(x), TopologyOptions(**FAST, resample="subjects"))
+    assert np.isfinite(subjects["accuracy"].values[:-1]).all()
+    for name in ("accuracy_low", "accuracy_high", "gain_low", "gain_high"):
+        assert np.isnan(subjects[name]).all()
+    assert "There are no intervals, which 2 subjects do not give" in subjects.attrs["methods"]
+    three = regions_with_noise(rng, subjects=3, regions=4, stimuli=12, noise=1.0)
+    enough = identification_dataset(brain_of(three), TopologyOptions(**FAST, resample="subjects"))
+    assert np.isfinite(enough["accuracy_low"].values).all()
+
+
 def test_every_option_is_used():
     rng = np.random.default_rng(9)
     x = regions_with_noise(rng, subjects=4, regions=4, stimuli=12, noise=1.6, gain=True)

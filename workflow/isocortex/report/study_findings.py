@@ -27,6 +27,7 @@ from isocortex.report.subject import absence
 from isocortex.report.wording import (
     correction,
     level,
+    resampled,
 )
 
 
@@ -232,7 +233,12 @@ def identification_finding(opened: Sequence[xr.Dataset], entry: str) -> Finding:
     }
     detail = (
         f"{count(n_subjects, 'subject')}, {dataset.sizes['region']} regions "
-        f"({dataset.attrs['measure']})."
+        f"({dataset.attrs['measure']})"
+        + (
+            f" [{level(dataset)} interval, bootstrap over {resampled(dataset)}]."
+            if np.isfinite(low[index])
+            else "."
+        )
     )
     if "rdm" in names and names[index] != "rdm":
         plain = names.index("rdm")

@@ -280,9 +280,9 @@ def searchlight_section(
             blocks.append(
                 Paragraph(
                     f"{below:,} of {p.shape[1]:,} centres are above 0 for at least one predictor "
-                    "at "
-                    "p < 0.05, corrected over centres; the maps show every centre over the display "
-                    "threshold."
+                    "at p < 0.05, corrected over centres but not over the "
+                    f"{count(p.shape[0], 'predictor')}; the maps show every centre over the "
+                    "display threshold."
                 )
             )
         else:

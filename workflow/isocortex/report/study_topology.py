@@ -125,8 +125,12 @@ def _identification(dataset: xr.Dataset) -> list[Any]:
                 f"Share of the {n_regions} regions of a left-out subject whose nearest centroid "
                 "over the other "
                 f"subjects is the right one. Points: mean over {count(n_subjects, 'subject')}; "
-                f"lines: {level(dataset)} interval (bootstrap over {resampled(dataset)}); small "
-                f"dots: subjects; dashed: chance ({percent(chance)}).",
+                + (
+                    f"lines: {level(dataset)} interval (bootstrap over {resampled(dataset)}); "
+                    if np.isfinite(low[chosen]).any()
+                    else f"no intervals, which {count(n_subjects, 'subject')} cannot give; "
+                )
+                + f"small dots: subjects; dashed: chance ({percent(chance)}).",
                 narrow=True,
             )
         )

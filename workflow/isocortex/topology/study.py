@@ -27,6 +27,8 @@ from isocortex.topology.grid import (
 logger = logging.getLogger(__name__)
 
 LEAST_PAIRS = 3
+FEWEST_SUBJECTS = 3
+"""Of fewer, a bootstrap sample with one to leave out and one to learn from is always the data."""
 
 
 def identify_regions(
@@ -143,6 +145,19 @@ def _resampled(brain: BrainRDMs, options: TopologyOptions) -> TopologyOptions:
     return replace(options, resample="subjects")
 
 
+def _identification_resampled(brain: BrainRDMs, options: TopologyOptions) -> TopologyOptions:
+    """Return the options with what the bootstrap of an identification can resample.
+
+    A sample needs one subject to leave out and another to learn from: of two subjects every
+    sample is the data, so that only stimuli are left to resample.
+    """
+    options = _resampled(brain, options)
+    if len(brain.subjects) >= FEWEST_SUBJECTS or options.resample != "both":
+        return options
+    logger.warning("only stimuli are resampled: %d subjects", len(brain.subjects))
+    return replace(options, resample="stimuli")
+
+
 def unusable(brain: BrainRDMs) -> dict[tuple[str, str], str]:
     """Return why RDMs cannot be used, by (subject, region); usable ones are not in it."""
     reasons = {}
@@ -183,7 +198,7 @@ def identification_dataset(
     brain: BrainRDMs, options: TopologyOptions, *, threads: int = 1
 ) -> xr.Dataset:
     """Return the identification analysis of a set of subjects' RDMs, see `identify_regions`."""
-    options = _resampled(brain, options)
+    options = _identification_resampled(brain, options)
     reasons = unusable(brain)
     left_out: dict[str, str] = {}
     for (_, region), reason in reasons.items():
@@ -224,7 +239,7 @@ def identification_dataset(
             **_shared_attrs(brain, options),
             "chance": 1 / len(regions) if regions else float("nan"),
             "flag": flag,
-            "methods": "" if flag else _identification_methods(options),
+            "methods": "" if flag else _identification_methods(options, len(brain.subjects)),
             "regions_left_out": left_out,
         },
     )
@@ -342,6 +357,7 @@ def _identify(
         else np.zeros(options.permutations)
     )
     reference = found[[s.name for s in statistics].index("rank_rdm")]
+    varies = options.resample != "subjects" or n_subjects >= FEWEST_SUBJECTS
     for k, result in enumerate(found):
         if result is None:
             continue
@@ -350,9 +366,11 @@ def _identify(
         outcome["accuracy"][k] = accuracy
         outcome["accuracy_subject"][k] = right.mean(axis=1)
         samples = pooled(result)
-        outcome["accuracy_low"][k], outcome["accuracy_high"][k] = identification.bootstrap_interval(
-            samples, accuracy, interval=options.interval, bounds=(0, 1)
-        )
+        if varies:
+            ends = identification.bootstrap_interval(
+                samples, accuracy, interval=options.interval, bounds=(0, 1)
+            )
+            outcome["accuracy_low"][k], outcome["accuracy_high"][k] = ends
         outcome["p"][k] = identification.permutation_p(accuracy, result.null.mean(axis=1))
         outcome["p_corrected"][k] = (
             identification.permutation_p(accuracy, largest)
@@ -362,9 +380,11 @@ def _identify(
         if reference is not None:
             gain = accuracy - (reference.predicted == truth).mean()
             outcome["gain"][k] = gain
-            outcome["gain_low"][k], outcome["gain_high"][k] = identification.bootstrap_interval(
-                samples - pooled(reference), gain, interval=options.interval, bounds=(-1, 1)
-            )
+            if varies:
+                ends = identification.bootstrap_interval(
+                    samples - pooled(reference), gain, interval=options.interval, bounds=(-1, 1)
+                )
+                outcome["gain_low"][k], outcome["gain_high"][k] = ends
         outcome["ratio"][k] = result.ratio
         outcome["n_pairs"][k] = result.n_pairs
         for region in range(n_regions):
@@ -528,13 +548,18 @@ _RESAMPLED = {
 }
 
 
-def _identification_methods(options: TopologyOptions) -> str:
+def _identification_methods(options: TopologyOptions, n_subjects: int) -> str:
+    if options.resample == "subjects" and n_subjects < FEWEST_SUBJECTS:
+        intervals = f"There are no intervals, which {n_subjects} subjects do not give;"
+    else:
+        intervals = (
+            f"Intervals ({100 * options.interval:g} %) come from {options.bootstrap_samples} "
+            f"bootstrap samples of {_RESAMPLED[options.resample]}, centred on the estimate;"
+        )
     return (
         "Regions of each subject were identified with the nearest centroid (Euclidean distance) "
         "of the other subjects' regions; threshold pairs were chosen, where marked as nested, "
-        f"among the other subjects. Intervals ({100 * options.interval:g} %) come from "
-        f"{options.bootstrap_samples} bootstrap samples of {_RESAMPLED[options.resample]}, "
-        "centred on the estimate; p-values against chance from "
+        f"among the other subjects. {intervals} p-values against chance come from "
         f"{options.permutations} permutations of regions within subjects."
     )
 
