@@ -441,7 +441,7 @@ def tissue_classes(
     back
         Chain from head points to template points.
     seed
-        Of Atropos.
+        Of ANTs. Atropos takes a constant one of its own.
 
     Returns
     -------
@@ -472,6 +472,8 @@ def tissue_classes(
         m="[0.1,1x1x1]",
         c="[5,0]",
         priorweight=0.25,
+        # the order in which the Markov field is updated is random, and from the clock otherwise
+        r=0,
     )
     found = np.stack([p.numpy() for p in result["probabilityimages"]])[[1, 2, 0]]
     found = np.clip(found, 0, 1) * inside
