@@ -85,7 +85,7 @@ def test_a_stand_in_for_the_nested_statistic_is_said():
     dataset.attrs["regions_left_out"] = {"V4": "sub-02 has no RDM"}
     found = identification_finding([dataset], "bids")
     assert found.text.startswith("rank_rdm identifies 60%")
-    assert "rgtm(nested) needs at least 3 subjects" in found.detail.replace("Rgtm", "rgtm")
+    assert "rgtm(nested) needs at least 3 subjects" in found.detail
     assert "Left out: V4." in found.detail
     assert "[90% interval, bootstrap over stimuli]" in found.detail
     assert found.values["statistic"] == "rank_rdm"

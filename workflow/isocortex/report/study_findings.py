@@ -182,7 +182,8 @@ def _stand_in(dataset: xr.Dataset, index: int) -> str:
         return ""
     n = dataset.sizes["subject"]
     reason = f"{wanted} needs at least 3 subjects" if n < 3 else f"{wanted} has no value"
-    return f"{reason}: the figure is that of {dataset['statistic'].values[index]}, fixed beforehand"
+    chosen = dataset["statistic"].values[index]
+    return f"Because {reason}, the figure is that of {chosen}, a choice fixed beforehand."
 
 
 def identification_finding(opened: Sequence[xr.Dataset], entry: str) -> Finding:
@@ -245,7 +246,7 @@ def identification_finding(opened: Sequence[xr.Dataset], entry: str) -> Finding:
         values["baseline"] = numbers(plain)
         detail = f"The plain RDM identifies {percent(accuracy[plain])}. {detail}"
     if instead := _stand_in(dataset, index):
-        detail = f"{detail} {capital(instead)}."
+        detail = f"{detail} {instead}"
     left_out = dataset.attrs.get("regions_left_out")
     if isinstance(left_out, Mapping) and left_out:
         detail = f"{detail} Left out: {join(list(left_out))}."
