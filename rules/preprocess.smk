@@ -73,6 +73,7 @@ rule preprocess_bold:
         mask=each_space("desc-brain_mask.nii.gz"),
         boldref=each_space("boldref.nii.gz"),
         sidecar=each_space("desc-preproc_bold.json"),
+        mask_sidecar=each_space("desc-brain_mask.json"),
         confounds=func("desc-confounds_timeseries.tsv"),
         confounds_json=func("desc-confounds_timeseries.json"),
         motion=func("from-orig_to-boldref_mode-image_desc-hmc_xfm.tsv"),

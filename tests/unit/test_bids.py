@@ -48,6 +48,47 @@ def test_sessions_tasks_runs_and_a_missing_run(tmp_path):
     assert [run.name for run in index["01"].runs] == ["2"]
 
 
+def test_runs_that_differ_in_direction_only_have_names_of_their_own(tmp_path):
+    touch(
+        tmp_path,
+        *(f"sub-01/func/sub-01_task-a_dir-{d}_run-1_bold.nii.gz" for d in ("AP", "PA")),
+        "sub-01/func/sub-01_task-b_dir-AP_part-mag_bold.nii.gz",
+    )
+    runs = bids.index_raw(tmp_path)["01"].runs
+    assert [run.name for run in runs] == ["dir-AP_run-1", "dir-PA_run-1", "dir-AP"]
+
+
+@pytest.mark.parametrize(
+    ("sidecar", "message"),
+    [
+        ({"SliceEncodingDirection": "x", "SliceTiming": [0, 1]}, "SliceEncodingDirection is 'x'"),
+        ({"SliceEncodingDirection": ""}, "SliceEncodingDirection is ''"),
+        ({"SliceTiming": 0.5}, "not a list of numbers"),
+        ({"SliceTiming": ["0", "1"]}, "not a list of numbers"),
+        ({"SliceTiming": []}, "0 values for the 2 slices"),
+        ({"SliceTiming": [0.0, 2.5]}, "0 to 2.5 s"),
+    ],
+)
+def test_bad_slice_times_are_told(sidecar, message):
+    with pytest.raises(InputError, match=message):
+        bids.slice_times("x", sidecar, (4, 4, 2, 9), 2.0)
+
+
+def test_slice_times_follow_the_axis():
+    assert bids.slice_times("x", {}, (4, 4, 2, 9), 2.0) == (None, 2)
+    back = {"SliceEncodingDirection": "j-", "SliceTiming": [0, 0.5, 1]}
+    assert bids.slice_times("x", back, (4, 3, 2, 9), 2.0) == ((1.0, 0.5, 0.0), 1)
+
+
+def test_the_background_may_stand_in_a_table_of_labels(tmp_path):
+    table = tmp_path / "labels.tsv"
+    table.write_text("index\tname\n0\tBackground\n3\tV1\n")
+    assert bids.read_labels(table) == {3: "V1"}
+    table.write_text("index\tname\n0\tBackground\n")
+    with pytest.raises(InputError, match="no region but the background"):
+        bids.read_labels(table)
+
+
 @pytest.mark.parametrize("wanted", [["01"], ["sub-01"]])
 def test_subjects_are_chosen_with_or_without_prefix(tmp_path, wanted):
     touch(tmp_path, *(f"sub-{s}/func/sub-{s}_task-a_bold.nii" for s in ("01", "02")))

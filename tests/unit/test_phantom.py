@@ -129,6 +129,13 @@ def test_a_lost_file_is_made_again_and_no_other(study, tmp_path):
     assert bold.stat().st_mtime_ns == changed
 
 
+def test_fewer_runs_leave_none_of_the_others_behind(tmp_path):
+    make_study(tmp_path, **SMALL | {"n_runs": 2, "n_images": 4})
+    make_study(tmp_path, **SMALL | {"n_images": 4})
+    assert [name for name in files_of(tmp_path) if "run-02" in name] == []
+    assert sum("run-01_bold.nii" in name for name in files_of(tmp_path)) == 1
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [("seed", 1), ("noise", 0.5), ("motion", 3.0), ("voxel_size", 7.0), ("n_images", 10)],

@@ -2,6 +2,10 @@
 
 import functools
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -16,6 +20,7 @@ from isocortex.preprocess import (
     correct_slice_timing,
     describe_derivatives,
     estimate_motion,
+    interfaces,
     resample_labels,
     resample_series,
     transform_regions,
@@ -35,6 +40,7 @@ from isocortex.preprocess.images import (
     read_timing,
 )
 from isocortex.preprocess.motion import reference_volume
+from isocortex.preprocess.outputs import spatial_reference
 from isocortex.preprocess.resampling import grid_around, voxel_offsets
 from isocortex.preprocess.transforms import (
     AffineTransform,
@@ -307,6 +313,72 @@ def test_dvars_equal_nipypes(tmp_path, monkeypatch):
     np.testing.assert_allclose(std_dvars, std, rtol=1e-4)
 
 
+def test_framewise_displacement_of_the_table_is_powers(tmp_path):
+    """nipype's node on our file of motion, and the table that keeps both."""
+    rng = np.random.default_rng(8)
+    motion = np.cumsum(rng.standard_normal((30, 6)) * [0.2, 0.2, 0.2, 2e-3, 2e-3, 2e-3], axis=0)
+    np.savetxt(tmp_path / "motion.par", np.c_[motion[:, 3:], motion[:, :3]], fmt="%.10g")
+    node = bold_nodes()["framewise"]
+    node.base_dir = str(tmp_path)
+    node.inputs.in_file = str(tmp_path / "motion.par")
+    found = np.loadtxt(node.run().outputs.out_file, skiprows=1)
+    step = np.abs(np.diff(motion, axis=0))
+    power = step[:, :3].sum(axis=1) + 50 * step[:, 3:].sum(axis=1)
+    np.testing.assert_allclose(found, power, rtol=1e-4)
+
+
+def test_compcor_and_the_table_of_confounds(tmp_path):
+    """aCompCor is nipype's, and that is the SVD of the filtered, standardised noise voxels."""
+    rng = np.random.default_rng(9)
+    n, n_dummy = 90, 2
+    slow = np.cumsum(rng.standard_normal((3, n)), axis=1)
+    series = 500 + rng.standard_normal((9, 8, 7, 3)) @ slow + rng.standard_normal((9, 8, 7, n))
+    series[..., :n_dummy] += 400
+    noise = rng.random((9, 8, 7)) > 0.5
+    paths = {"bold": save(tmp_path / "b.nii", series.astype(np.float32), repetition_time=2.0)}
+    for name, mask in (("mask", np.ones_like(noise)), ("wm", noise), ("csf", ~noise)):
+        paths[name] = save(tmp_path / f"{name}.nii", mask.astype(np.uint8))
+    node = bold_nodes(dummy_scans=n_dummy)["acompcor"]
+    node.base_dir = str(tmp_path)
+    node.inputs.realigned_file = str(paths["bold"])
+    node.inputs.mask_files = [str(paths["wm"])]
+    done = node.run().outputs
+    motion = rng.standard_normal((n, 6)) * 0.01
+    np.savetxt(tmp_path / "motion.par", np.c_[motion[:, 3:], motion[:, :3]], fmt="%.10g")
+    for name in ("fd", "dvars", "std"):
+        np.savetxt(tmp_path / name, rng.random(n - 1 + (name == "fd")))
+    table = interfaces.AssembleConfounds(
+        **{name: str(path) for name, path in paths.items()},
+        parameters=str(tmp_path / "motion.par"),
+        framewise_displacement=str(tmp_path / "fd"),
+        dvars=str(tmp_path / "dvars"),
+        std_dvars=str(tmp_path / "std"),
+        components=done.components_file,
+        components_metadata=done.metadata_file,
+        cosines=done.pre_filter_file,
+        n_dummy=n_dummy,
+        fd_threshold=0.5,
+        dvars_threshold=1.5,
+    ).run(cwd=tmp_path)
+    table = pd.read_csv(table.outputs.table, sep="\t", na_values="n/a")
+    assert len(table) == n
+    np.testing.assert_allclose(table[["trans_x", "rot_z"]], motion[:, [0, 5]], atol=1e-9)
+    np.testing.assert_allclose(table["white_matter"], series[noise].mean(axis=0), rtol=1e-5)
+    assert table[["non_steady_state_outlier00", "non_steady_state_outlier01"]].sum().sum() == 2
+
+    steady = series[noise][:, n_dummy:].T
+    cosines = table.filter(like="cosine_").to_numpy()[n_dummy:]
+    # nipype counts the constant among floor(2 x duration / period) of them
+    assert cosines.shape[1] == int(np.floor(2 * (n - n_dummy) * 2.0 / 128)) - 1
+    base = np.c_[cosines, np.ones(n - n_dummy)]
+    steady = steady - base @ np.linalg.lstsq(base, steady, rcond=None)[0]
+    left = np.linalg.svd(steady / steady.std(axis=0), full_matrices=False)[0][:, :3]
+    ours = table.filter(like="a_comp_cor_").to_numpy()
+    assert (ours[:n_dummy] == 0).all()
+    agree = np.abs(np.sum(left * ours[n_dummy:], axis=0))
+    np.testing.assert_allclose(agree, 1, atol=1e-4)
+
+
 def test_standardised_dvars_of_noise_is_one():
     series = 1000 + np.random.default_rng(6).standard_normal((4000, 200))
     _, std_dvars = temporal_difference_variance(series)
@@ -363,9 +435,11 @@ def test_bad_series(tmp_path):
         read_anatomy(tmp_path / "text.nii")
     with pytest.raises(InputError, match="missing"):
         open_image(tmp_path / "none.nii")
-    for error in (InputError,):
-        with pytest.raises(error, match="constant"):
-            read_anatomy(save(tmp_path / "flat.nii", np.ones((12, 12, 12), np.float32)))
+    with pytest.raises(InputError, match="constant"):
+        read_anatomy(save(tmp_path / "flat.nii", np.ones((12, 12, 12), np.float32)))
+    still = np.repeat(good[..., :1], 8, axis=3)
+    with pytest.raises(InputError, match=r"no voxel of .*still\.nii changes over time"):
+        read_series(save(tmp_path / "still.nii", still))
 
 
 def test_scaled_integers_and_single_nans_are_read(tmp_path):
@@ -470,6 +544,64 @@ def test_bad_regions(tmp_path):
         transform_regions(tmp_path / "half.nii", **case)
 
 
+def test_the_validator_accepts_the_derivatives(tmp_path, root):
+    """Every output that the rules name, in a dataset of one subject and one run."""
+    validator = Path(sys.executable).with_name("bids-validator-deno")
+    if not validator.is_file():
+        pytest.skip("bids-validator-deno is not installed beside this Python")
+    rules = (root / "rules" / "preprocess.smk").read_text()
+    rules = rules[: rules.index("rule transform_regions")]
+    template = "MNI152NLin2009aSym"
+    found = re.findall(r'(anat|func|each_space|figures_of)\(f?"([^"]+)"\)', rules)
+    run = "sub-01_task-x_run-1"
+    names = []
+    for kind, name in found:
+        name = name.replace("{TEMPLATE}", template).replace("{run}", f"func/{run}")
+        names += {
+            "anat": [f"sub-01/anat/sub-01_{name}"],
+            "func": [f"sub-01/func/{run}_{name}"],
+            "each_space": [f"sub-01/func/{run}_space-{s}_{name}" for s in ("T1w", template)],
+            "figures_of": [f"sub-01/figures/{name}/figure.svg"],
+        }[kind]
+    assert len(names) == 12 + 10 + 6
+    small = np.ones((4, 4, 4), np.float32)
+    for name in names:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".nii.gz"):
+            values = np.ones((4, 4, 4, 6), np.float32) if name.endswith("bold.nii.gz") else small
+            save(path, values, repetition_time=2.0 if values.ndim == 4 else None)
+        elif name.endswith(("preproc_bold.json", "brain_mask.json")):
+            space = re.search("space-([A-Za-z0-9]+)", name)[1]
+            content = {"RepetitionTime": 2.0, "SkullStripped": False, "Type": "Brain"}
+            content["SpatialReference"] = spatial_reference(space, "01")
+            path.write_text(json.dumps(content))
+        elif name.endswith(".json"):
+            path.write_text('{"SkullStripped": false}')
+        else:
+            path.write_text("a\tb\n1\t2\n")
+    describe_derivatives(
+        raw=tmp_path / "raw",
+        description=tmp_path / "dataset_description.json",
+        ignore=tmp_path / ".bidsignore",
+    )
+    command = [validator, "--format", "json", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    issues = json.loads(done.stdout)["issues"]["issues"]
+    assert [issue for issue in issues if issue["severity"] == "error"] == []
+    assert done.returncode == 0
+
+
+def test_carrying_labels_needs_no_registration_program():
+    code = (
+        "import sys; from isocortex.preprocess import describe_derivatives, transform_regions; "
+        "print([m for m in ('ants', 'nipype', 'matplotlib', 'nilearn') if m in sys.modules])"
+    )
+    folder = Path(reg.__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_description(tmp_path):
     paths = {"description": tmp_path / "d.json", "ignore": tmp_path / ".bidsignore"}
     describe_derivatives(raw=tmp_path / "raw", **paths)
@@ -482,13 +614,13 @@ def test_description(tmp_path):
 # --- a step that fails ---------------------------------------------------------------------
 
 
-def bold_workflow(folder, bold):
-    workflow = init_bold_wf(
+def plain_workflow(dummy_scans=0):
+    return init_bold_wf(
         timing=Timing(2.0, None, 2),
         spaces=["T1w"],
         resolution=4.0,
         correct_slices=False,
-        dummy_scans=0,
+        dummy_scans=dummy_scans,
         fd_threshold=0.5,
         dvars_threshold=1.5,
         high_pass=128,
@@ -496,6 +628,15 @@ def bold_workflow(folder, bold):
         series_gb=0.01,
         seed=1,
     )
+
+
+def bold_nodes(**options):
+    workflow = plain_workflow(**options)
+    return {name: workflow.get_node(name) for name in workflow.list_node_names()}
+
+
+def bold_workflow(folder, bold):
+    workflow = plain_workflow()
     workflow.get_node("inputnode").inputs.bold = str(bold)
     return {
         "workflow": workflow,
@@ -508,8 +649,6 @@ def bold_workflow(folder, bold):
 
 
 def test_a_crash_names_step_subject_and_run(tmp_path, monkeypatch):
-    from isocortex.preprocess import interfaces
-
     def broken(*args, **kwargs):
         raise ZeroDivisionError("by design")
 
@@ -524,18 +663,105 @@ def test_a_crash_names_step_subject_and_run(tmp_path, monkeypatch):
     assert "ZeroDivisionError" in (tmp_path / "run.crash.txt").read_text()
 
 
-def test_bad_input_inside_a_workflow_is_one_line(tmp_path):
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.nan, r"volumes 2, 3 of .* are NaN throughout"),
+        (None, "no voxel of .* changes over time"),
+    ],
+    ids=["NaN", "zero variance"],
+)
+def test_bad_input_inside_a_workflow_is_one_line(tmp_path, value, message):
     series = np.random.default_rng(0).random((12, 12, 12, 8)).astype(np.float32)
     series[..., 2:4] = np.nan
+    if value is None:
+        series[:] = series[..., :1]
     bold = save(tmp_path / "bold.nii", series)
     case = bold_workflow(tmp_path, bold)
-    with pytest.raises(InputError, match=r"volumes 2, 3 of .* are NaN throughout") as caught:
+    with pytest.raises(InputError, match=message) as caught:
         run_workflow(case.pop("workflow"), **case)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run.crash.txt").exists()
 
 
 # --- registration --------------------------------------------------------------------------
+
+
+def test_several_t1w_are_aligned_and_averaged(tmp_path):
+    """Two poses on two grids, each with its own gain and noise: the mean has less noise."""
+    poses = np.array([[0.0] * 6, [4, -3, 5, 0.08, -0.05, 0.06]])
+    shape, centre = (36, 44, 36), np.array([0.0, -15, 20])
+    straight = np.diag([5.0, 5, 5, 1])
+    straight[:3, 3] = [-90, -126, -80]
+    turned = rigid_matrix(np.array([0, 0, 0, 0.15, -0.1, 0.1]), np.zeros(3))
+    turned = turned @ np.diag([-1.0, 1, 1, 1]) @ straight
+    rng = np.random.default_rng(10)
+    files = []
+    for number, (affine, pose, gain) in enumerate(
+        zip((straight, turned), poses, (1.0, 1.7), strict=True)
+    ):
+        values = moved_series(affine, [pose], centre, shape=shape)[..., 0].clip(0)
+        values = gain * (values + 60 * rng.standard_normal(shape)).clip(0)
+        files.append(str(save(tmp_path / f"{number}.nii", values.astype(np.float32), affine)))
+    clean = head(grid_points(shape, straight)).reshape(shape)
+    brain = ndimage.binary_erosion(clean > 300, iterations=2)
+    errors = {}
+    for n in (1, 2):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        done = interfaces.AverageAnatomy(in_files=files[:n], seed=1).run(cwd=folder)
+        image = nib.load(done.outputs.out_file)
+        np.testing.assert_allclose(image.affine, straight, atol=1e-4)
+        found = np.asarray(image.dataobj)[brain]
+        scale = (found @ clean[brain]) / (found @ found)
+        errors[n] = np.sqrt(np.mean((scale * found - clean[brain]) ** 2))
+    # by the square root of two; a pose missed by a voxel would add more than that
+    assert errors[2] < errors[1] / 1.3
+
+
+def test_one_space_of_a_flipped_run_and_an_oblique_t1w(tmp_path):
+    """Every image of an output space shows the head where the T1w has it."""
+    pose = rigid_matrix(np.array([5.0, -4, 3, 0.1, -0.05, 0.08]), np.array([0, -15, 20.0]))
+    motion = np.array([[0.0] * 6, [0.5, -0.4, 0.6, 0.01, 0.02, -0.01]])
+    centre, shape = np.array([0.0, -15, 20]), (44, 54, 42)
+    points = grid_points(shape, OBLIQUE)
+    t1w = head(points).reshape(shape)
+    mask = ndimage.binary_opening(t1w > 300)
+    paths = {"t1w_mask": save(tmp_path / "mask.nii", mask.astype(np.uint8), OBLIQUE)}
+    # the run sees the head in another pose: reference mm = pose x T1w mm
+    back = AffineTransform(np.linalg.inv(pose))
+    volumes = [
+        head(
+            back.apply(
+                AffineTransform(np.linalg.inv(rigid_matrix(row, centre))).apply(
+                    grid_points(shape, FLIPPED)
+                )
+            )
+        ).reshape(shape)
+        for row in motion
+    ]
+    series = np.stack(volumes, axis=-1).astype(np.float32)
+    paths["in_file"] = save(tmp_path / "s.nii", series, FLIPPED, repetition_time=2.0)
+    paths["reference"] = save(tmp_path / "r.nii", series[..., 0], FLIPPED)
+    paths["to_t1w"] = write_itk_affine(tmp_path / "to_t1w.txt", pose)
+    table = [rigid_matrix(row, centre)[:3].ravel() for row in motion]
+    paths["matrices"] = tmp_path / "motion.tsv"
+    pd.DataFrame(table).to_csv(paths["matrices"], sep="\t", index=False)
+    made = interfaces.ResampleSpace(
+        **{name: str(path) for name, path in paths.items()},
+        space="T1w",
+        resolution=4.0,
+        repetition_time=2.0,
+    ).run(cwd=tmp_path)
+    found, inside = nib.load(made.outputs.bold), nib.load(made.outputs.mask)
+    assert found.shape[:3] == inside.shape
+    voxels = np.asarray(inside.dataobj) > 0
+    truth = head(grid_points(inside.shape, inside.affine)).reshape(inside.shape)
+    for volume in np.moveaxis(np.asarray(found.dataobj), -1, 0):
+        error = (volume - truth)[voxels]
+        assert np.sqrt((error**2).mean()) < 0.03 * truth[voxels].std()
+    volume = voxels.sum() / mask.sum()
+    assert 0.9 < volume < 1.1
 
 
 def test_registration_gives_the_same_bytes_again(tmp_path):
@@ -551,7 +777,8 @@ def test_registration_gives_the_same_bytes_again(tmp_path):
     assert written[0] == written[1]
 
 
-def test_coregistration_finds_a_slab():
+@pytest.mark.parametrize("flip", [1, -1], ids=["straight", "flipped and oblique"])
+def test_coregistration_finds_a_slab(flip):
     t1w = reg.load_template(3.0)
     brain = np.asarray(reg.load_template(3.0, "mask").dataobj) > 0.5
     pose = rigid_matrix(np.array([6.0, -9, 4, 0.06, -0.04, 0.08]), np.array([0, -15, 10.0]))
@@ -559,6 +786,9 @@ def test_coregistration_finds_a_slab():
     affine = np.diag([3.0, 3, 4, 1])
     affine[:3, 3] = [-96, -132, -40]
     shape = (64, 74, 26)
+    if flip < 0:
+        affine[0] *= -1
+        affine = rigid_matrix(np.array([0, 0, 0, 0.25, -0.1, 0.1]), np.zeros(3)) @ affine
     slab = as_image(np.zeros(shape, np.float32), affine)
     back = [AffineTransform(np.linalg.inv(pose))]
     values = reg.warp(t1w, back, slab)

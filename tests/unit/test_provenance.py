@@ -137,3 +137,16 @@ def test_job_log_gives_logging_back(tmp_path):
         logging.getLogger("x").info("kept")
     assert logging.getLogger().level == level
     assert "kept" in (tmp_path / "j.log").read_text()
+
+
+def test_what_a_killed_job_left_is_removed_and_nothing_else(tmp_path):
+    for name in (".a.json.123.tmp", ".a.json.old.tmp", ".ba.json.123.tmp", "a.json"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / ".a.json.9.old").mkdir()
+    (tmp_path / ".a.json.9.old" / "piece").touch()
+    provenance.write_json(tmp_path / "a.json", {"b": 1})
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        ".a.json.old.tmp",
+        ".ba.json.123.tmp",
+        "a.json",
+    ]

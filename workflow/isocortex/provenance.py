@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import glob
 import gzip
 import hashlib
 import json
@@ -188,7 +189,7 @@ def write_json(path: str | Path, content: Any) -> None:
     """Write JSON with sorted keys, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     temporary.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
     temporary.replace(path)
 
@@ -251,6 +252,21 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     if beside.is_file():
         manifest |= json.loads(beside.read_text())
     return manifest
+
+
+def temporary_beside(path: str | Path) -> Path:
+    """Return where to make a file or folder before it is renamed to its final place.
+
+    What a killed job left there is removed: an output has one job at a time.
+    """
+    path = Path(path)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        if re.fullmatch(r"\d+\.(tmp|old)", left.name.removeprefix(f".{path.name}.")):
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def replace_with(temporary: str | Path, final: str | Path) -> None:

@@ -7,7 +7,6 @@ there whole or not at all; its manifest, ``<same name>.json``, holds the digest 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -443,9 +442,7 @@ def write(
         check(part, spec, where=f"{path}{':' + name if name else ''}")
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    if temporary.exists():
-        shutil.rmtree(temporary)
+    temporary = provenance.temporary_beside(path)
     manifest = path.with_suffix(".json")
     manifest.unlink(missing_ok=True)
     root_attrs = {"spec": spec, "spec_version": wanted.version, "doc": wanted.doc}

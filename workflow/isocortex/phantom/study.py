@@ -378,7 +378,12 @@ def make_subject(
     files = {
         path.relative_to(out).as_posix(): provenance.fingerprint(path) for path in sorted(written)
     }
-    _write(_record_path(out, label), _json(_record(settings, code) | {"files": files}))
+    record = _record_path(out, label)
+    if record.is_file():
+        # Runs that other settings made do not belong to this study.
+        for name in set(json.loads(record.read_text())["files"]) - set(files):
+            (out / name).unlink(missing_ok=True)
+    _write(record, _json(_record(settings, code) | {"files": files}))
 
 
 README = """isocortex demo study

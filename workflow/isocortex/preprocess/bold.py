@@ -12,8 +12,8 @@ import numpy as np
 from isocortex import bids, provenance
 from isocortex.errors import InputError
 from isocortex.preprocess.images import open_image, read_timing
-from isocortex.preprocess.outputs import put_all, sources_of
-from isocortex.preprocess.registration import TEMPLATE, make_deterministic
+from isocortex.preprocess.outputs import put_all, sources_of, spatial_reference
+from isocortex.preprocess.registration import make_deterministic
 from isocortex.preprocess.workflows import init_bold_wf, run_workflow
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def preprocess_bold(
     subject, run
         Labels, for messages and the manifest.
     outputs
-        Name to file: bold, mask, boldref, sidecar (a list each, in the order of
+        Name to file: bold, mask, boldref, sidecar, mask_sidecar (a list each, in the order of
         ``options["spaces"]``), confounds, confounds_json, motion, to_t1w, figures (a folder),
         manifest.
     options
@@ -143,7 +143,7 @@ def preprocess_bold(
         qc = made.pop("qc")
         wanted: dict[str, Path] = {}
         for name, value in outputs.items():
-            if name in ("bold", "mask", "boldref", "sidecar"):
+            if name in ("bold", "mask", "boldref", "sidecar", "mask_sidecar"):
                 files = [value] if isinstance(value, str | Path) else list(value)
                 wanted |= {f"{name}_{s}": Path(p) for s, p in zip(spaces, files, strict=True)}
             else:
@@ -160,10 +160,13 @@ def preprocess_bold(
                 "Sources": sources_of([bold]),
                 "NumberOfVolumesNonSteadyState": qc["n_non_steady_state"],
             }
-            if space == TEMPLATE:
-                content["SpatialReference"] = TEMPLATE
+            content["SpatialReference"] = spatial_reference(space, subject)
             provenance.write_json(path, content)
             made[f"sidecar_{space}"] = path
+            same = {key: content[key] for key in ("Resolution", "Sources", "SpatialReference")}
+            path = Path(folder) / f"mask_sidecar_{space}.json"
+            provenance.write_json(path, {"Type": "Brain", **same})
+            made[f"mask_sidecar_{space}"] = path
         put_all(
             made,
             wanted,

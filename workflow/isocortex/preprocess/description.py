@@ -49,6 +49,6 @@ def describe_derivatives(*, raw: str | Path, description: str | Path, ignore: st
         },
     )
     path = Path(ignore)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = provenance.temporary_beside(path)
     temporary.write_text(_IGNORE)
     temporary.replace(path)

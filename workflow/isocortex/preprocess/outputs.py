@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,10 +48,10 @@ def put_all(
     try:
         for name, final in wanted.items():
             final.parent.mkdir(parents=True, exist_ok=True)
-            beside = final.with_name(f".{os.getpid()}.{final.name}")
+            beside = provenance.temporary_beside(final)
             waiting.append((beside, final))
             if Path(made[name]).is_dir():
-                shutil.copytree(made[name], beside, dirs_exist_ok=True)
+                shutil.copytree(made[name], beside)
             else:
                 shutil.copyfile(made[name], beside)
         for beside, final in waiting:
@@ -69,6 +68,13 @@ def put_all(
     provenance.write_manifest(
         manifest, outputs=wanted, sources=sources, code=code, spec="preprocess", **extra
     )
+
+
+def spatial_reference(space: str, subject: str) -> str:
+    """BIDS ``SpatialReference`` of an output space: the subject's T1w, or the template's name."""
+    if space == "T1w":
+        return f"bids::sub-{subject}/anat/sub-{subject}_desc-preproc_T1w.nii.gz"
+    return space
 
 
 def sources_of(paths: Sequence[str | Path], dataset: str = "raw") -> list[str]:
