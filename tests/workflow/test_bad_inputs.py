@@ -191,11 +191,11 @@ CASES = {
     "unreadable JSON": (text(FUNC / f"{STEM}_bold.json", "{"), "cannot be read as JSON"),
     "slice timing too short": (
         sidecar(SliceTiming=[0.0, 1.0]),
-        "SliceTiming has 2 entries for 6 slices",
+        "SliceTiming has 2 values for the 6 slices",
     ),
     "slice timing in ms": (
         sidecar(SliceTiming=[0, 300, 600, 900, 1200, 1500]),
-        "beyond the TR of 2 s",
+        "from 0 to 1500 s with a RepetitionTime of 2 s",
     ),
     "atlas missing": (remove("atlas.nii.gz"), "regions.atlas is 'atlas.nii.gz', which is missing"),
     "label twice": (atlas_without_label, "line 3: 'B' is there twice"),

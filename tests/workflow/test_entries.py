@@ -93,5 +93,5 @@ def test_a_study_of_given_betas_runs_to_its_report(tmp_path):
         found = store.open(path, "identification").sel(statistic="rdm")
         assert float(found.accuracy) == 1.0
     html = (results / "report/study.html").read_text()
-    assert "starts from" in html
+    assert "Started from" in html
     assert len(list((results / "report").glob("sub-*.html"))) == 3

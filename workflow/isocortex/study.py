@@ -202,6 +202,17 @@ def _index_table(table: Path, entry: str, chosen: Mapping[str, Any]) -> dict[str
 
 def _check_choices(study: Study) -> None:
     """Refuse choices that the study's files cannot serve."""
+    regions = study.config.get("regions", {})
+    needed: dict[Path, str] = {}
+    if regions:
+        needed[Path(regions["labels"])] = "regions.labels"
+        needed |= dict.fromkeys(map(study.atlas, study.subjects), "regions.atlas")
+    for name, model in study.config["features"]["models"].items():
+        if model.get("weights", "none") not in ("hub", "none"):
+            needed[Path(model["weights"])] = f"features.models.{name}.weights"
+    for path, key in needed.items():
+        if not path.is_file():
+            raise InputError(f"config: {key} is {str(path)!r}, which is missing: correct the path")
     if study.entry == "bids":
         for label, subject in study.subjects.items():
             if not subject.t1w:
@@ -243,7 +254,7 @@ def check_inputs(study: Study) -> None:
         if not labels:
             raise InputError(f"{regions['labels']} names no region: add one")
         for path in sorted({study.atlas(label) for label in study.subjects}):
-            bids.check_atlas(path) if path.is_file() else _missing(path, "regions.atlas")
+            bids.check_atlas(path)
     if study.entry in ("bids", "derivatives"):
         known = study.stimuli if study.models else None
         for subject in study.subjects.values():
@@ -263,10 +274,6 @@ def check_inputs(study: Study) -> None:
                 ]
                 if study.entry == "derivatives":
                     bids.check_grids(checked)
-    for name, model in config["features"]["models"].items():
-        weights = str(model.get("weights", "none"))
-        if weights not in ("hub", "none") and not Path(weights).is_file():
-            _missing(Path(weights), f"features.models.{name}.weights")
     if "cuda" in set(_devices(config)):
         _check_cuda()
 
@@ -284,7 +291,3 @@ def _check_cuda() -> None:
         raise InputError(
             "config: device is cuda, but there is no usable CUDA GPU here: choose auto or cpu"
         )
-
-
-def _missing(path: Path, key: str) -> None:
-    raise InputError(f"config: {key} is {str(path)!r}, which is missing: correct the path")
