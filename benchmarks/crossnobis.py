@@ -30,6 +30,7 @@ def run(*, small: bool = False) -> dict[str, Any]:
         peer,
         difference=largest_difference,
         tolerance=1e-10,
+        one_thread=True,
         package="rsatoolbox",
         note=f"{stimuli} stimuli x {runs} runs x {voxels} voxels, leave one run out",
     )

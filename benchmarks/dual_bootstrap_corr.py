@@ -59,6 +59,7 @@ def run(*, small: bool = False) -> dict[str, Any]:
         peer,
         difference=lambda mine, theirs: largest_difference(mine[:few], theirs),
         tolerance=1e-9,
+        one_thread=True,
         package="rsatoolbox",
         note=f"seconds a sample, {subjects} subjects x {stimuli} stimuli x {models} models: ours "
         f"{samples} samples, the peer the first {few} of them, noise ceilings of each included",

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from threadpoolctl import threadpool_limits
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 _REPEATS, _SECONDS = 5, 20.0
@@ -30,6 +31,7 @@ def side_by_side(
     note: str | Callable[[Any, Any], str],
     ours_units: int = 1,
     peer_units: int = 1,
+    one_thread: bool = False,
 ) -> dict[str, Any]:
     """Run two implementations in turn and return the figure without its name.
 
@@ -50,25 +52,30 @@ def side_by_side(
         What was run, and what the seconds are of; or a function of the two answers.
     ours_units, peer_units
         How many things of a kind each run makes; seconds are for one.
+    one_thread
+        Give linear algebra one thread in both, as where a stage works on a block a core.
 
     Raises
     ------
     Disagreement
         Where answers differ by more than the tolerance, or one is not finite.
     """
-    answer, peak = _peak_mib(ours)
-    start = time.perf_counter()
-    seconds: dict[str, list[float]] = {"ours": [], "peer": []}
-    while not seconds["ours"] or (
-        len(seconds["ours"]) < _REPEATS and time.perf_counter() - start < _SECONDS
-    ):
-        seconds["ours"].append(_timed(ours)[0])
-        elapsed, theirs = _timed(peer)
-        seconds["peer"].append(elapsed)
-        if len(seconds["ours"]) == 1:
-            gap = float(difference(answer, theirs))
-            if not gap <= tolerance:
-                raise Disagreement(f"differs from {package} by {gap:.3g}, more than {tolerance:g}")
+    with threadpool_limits(limits=1 if one_thread else None):
+        answer, peak = _peak_mib(ours)
+        start = time.perf_counter()
+        seconds: dict[str, list[float]] = {"ours": [], "peer": []}
+        while not seconds["ours"] or (
+            len(seconds["ours"]) < _REPEATS and time.perf_counter() - start < _SECONDS
+        ):
+            seconds["ours"].append(_timed(ours)[0])
+            elapsed, theirs = _timed(peer)
+            seconds["peer"].append(elapsed)
+            if len(seconds["ours"]) == 1:
+                gap = float(difference(answer, theirs))
+                if not gap <= tolerance:
+                    raise Disagreement(
+                        f"differs from {package} by {gap:.3g}, more than {tolerance:g}"
+                    )
     text = note if isinstance(note, str) else note(answer, theirs)
     ours_s = float(np.median(seconds["ours"])) / ours_units
     peer_s = float(np.median(seconds["peer"])) / peer_units
@@ -80,7 +87,7 @@ def side_by_side(
         "ratio": float(f"{peer_s / ours_s:.4g}"),
         "max_abs_diff": float(f"{gap:.3g}"),
         "peak_mib": round(peak, 1),
-        "note": f"{text}; median of {repeats}, {CORES} cores",
+        "note": f"{text}; median of {repeats}, {'one thread' if one_thread else f'{CORES} cores'}",
     }
 
 
