@@ -19,6 +19,7 @@ _TEXT = {
     "std_dvars": "DVARS over its expectation from each voxel's variance (Nichols 2013).",
 }
 _UNITS = {"framewise_displacement": "mm"}
+_VOXELS_AT_A_TIME = 1024
 
 
 def temporal_difference_variance(series: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -43,17 +44,22 @@ def temporal_difference_variance(series: np.ndarray) -> tuple[np.ndarray, np.nda
     The numbers are those of nipype's ``ComputeDVARS``, which needs a package that this project
     does without for one autocorrelation, and takes it in a loop over voxels.
     """
-    values = np.asarray(series, dtype=np.float64)
-    values = values / np.median(values) * 1000
-    lower, upper = np.percentile(values, [25, 75], axis=1, method="lower")
-    spread = (upper - lower) / 1.349
-    values, spread = values[spread > 1e-7], spread[spread > 1e-7]
-    centred = values - values.mean(axis=1, keepdims=True)
-    power = (centred**2).sum(axis=1)
-    autocorrelation = (centred[:, 1:] * centred[:, :-1]).sum(axis=1) / power
-    expected = (np.sqrt(2 * (1 - autocorrelation)) * spread).mean()
-    dvars = np.sqrt((np.diff(values, axis=1) ** 2).mean(axis=0))
-    return dvars, dvars / expected
+    scale = 1000 / np.median(series)
+    squares, expected, n_voxels = np.zeros(series.shape[1] - 1), 0.0, 0
+    for start in range(0, len(series), _VOXELS_AT_A_TIME):
+        values = series[start : start + _VOXELS_AT_A_TIME].astype(np.float64) * scale
+        lower, upper = np.percentile(values, [25, 75], axis=1, method="lower")
+        spread = (upper - lower) / 1.349
+        values, spread = values[spread > 1e-7], spread[spread > 1e-7]
+        centred = values - values.mean(axis=1, keepdims=True)
+        power = (centred**2).sum(axis=1)
+        autocorrelation = (centred[:, 1:] * centred[:, :-1]).sum(axis=1) / power
+        expected += float((np.sqrt(2 * (1 - autocorrelation)) * spread).sum())
+        squares += (np.diff(values, axis=1) ** 2).sum(axis=0)
+        n_voxels += len(values)
+    dvars = np.sqrt(squares / max(n_voxels, 1))
+    # a brain of which nothing changes has no expectation
+    return dvars, dvars * n_voxels / expected if expected > 0 else np.full(len(dvars), np.nan)
 
 
 def expansions(values: np.ndarray, name: str) -> dict[str, np.ndarray]:
