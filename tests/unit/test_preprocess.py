@@ -16,6 +16,7 @@ from scipy import linalg, ndimage
 
 from isocortex import bids
 from isocortex.errors import InputError
+from isocortex.preprocess import confounds as confound_columns
 from isocortex.preprocess import (
     correct_slice_timing,
     describe_derivatives,
@@ -300,7 +301,7 @@ def test_dvars_equal_nipypes(tmp_path, monkeypatch):
         return linalg.solve_toeplitz(r[:order], r[1:])
 
     monkeypatch.setattr(peer, "_AR_est_YW", yule_walker)
-    monkeypatch.setattr(confounds, "_VOXELS_AT_A_TIME", 100)
+    monkeypatch.setattr(confound_columns, "_VOXELS_AT_A_TIME", 100)
     rng = np.random.default_rng(4)
     series = 500 + np.cumsum(rng.standard_normal((8, 8, 8, 60)), axis=-1).astype(np.float32)
     mask = rng.random((8, 8, 8)) > 0.3
