@@ -16,8 +16,8 @@ _TARGETS_AT_ONCE = 1024  # encoding.voxel_batch
 
 
 def run(*, small: bool = False) -> dict[str, Any]:
-    """2,000 rows, 1,000 features, 10,000 targets, 13 penalties, 5 folds, float32, on the CPU."""
-    rows, features, targets, tests = (60, 10, 30, 20) if small else (2000, 1000, 10_000, 200)
+    """2,000 rows, 1,000 features, 5,000 targets, 13 penalties, 5 folds, float32, on the CPU."""
+    rows, features, targets, tests = (60, 10, 30, 20) if small else (2000, 1000, 5000, 200)
     alphas = np.logspace(-2, 4, 13)
     rng = np.random.default_rng(0)
     x = rng.standard_normal((rows + tests, features)).astype(np.float32)
