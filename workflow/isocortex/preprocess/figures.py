@@ -29,12 +29,16 @@ class _Folder:
         self.folder = folder
         self.entries: list[dict[str, str]] = []
 
-    def add(self, figure: Figure, name: str, title: str, caption: str) -> None:
+    def add(
+        self, figure: Figure, name: str, title: str, caption: str, *, coloured: bool = False
+    ) -> None:
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-        # A palette of 256 colours is a third of the size, and reports carry many pictures.
-        picture.quantize(256, dither=Image.Dither.NONE).save(self.folder / name, optimize=True)
+        if not coloured:
+            # Of grey slices a palette is a third of the size, and reports carry many pictures.
+            picture = picture.quantize(256, dither=Image.Dither.NONE)
+        picture.save(self.folder / name, optimize=True)
         self.entries.append({"file": name, "title": title, "caption": caption})
 
     def close(self, qc: Mapping[str, Any]) -> None:
@@ -264,6 +268,7 @@ def bold_figures(
         "Temporal signal-to-noise ratio",
         f"Mean over standard deviation in time, in T1w space; median {qc['median_tsnr']:.0f} "
         "inside the brain mask.",
+        coloured=True,
     )
     book.close(qc)
 
