@@ -19,7 +19,7 @@ demo: .venv/installed
 	@$(BIN)/python -m isocortex.report results/demo/report
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks $(FIGURE)

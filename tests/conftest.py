@@ -26,17 +26,27 @@ def data() -> Path:
     return path
 
 
-LONG = ("demo", "test_interrupted", "test_studyforrest_workflow", "test_phantom")
+DEMO = ("test_reruns", "test_demo_truth")
+LONG = (*DEMO, "test_interrupted", "test_studyforrest_workflow", "test_phantom")
 
 
-@pytest.hookimpl(tryfirst=True)
+def _module(nodeid: str) -> str:
+    return Path(nodeid.split("::")[0]).stem
+
+
 def pytest_collection_modifyitems(items):
-    """Keep what shares a costly fixture on one worker, and start the longest first."""
-    for item in items:
-        shares_demo = {"demo", "demo3", "added"} & set(item.fixturenames)
-        group = "demo" if shares_demo else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-    groups = [item.get_closest_marker("xdist_group").args[0] for item in items]
-    order = {name: rank for rank, name in enumerate(LONG)}
-    ranks = {id(item): order.get(group, len(LONG)) for item, group in zip(items, groups)}
-    items.sort(key=lambda item: ranks[id(item)])
+    """Start the longest modules first."""
+    rank = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(_module(item.nodeid), len(LONG)))
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """Keep each module, and all that share the demo study, on one worker."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByCostlyFixture(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = _module(nodeid)
+            return "demo" if module in DEMO else module
+
+    return ByCostlyFixture(config, log)
