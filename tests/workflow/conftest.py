@@ -36,24 +36,26 @@ class Demo:
             capture_output=True,
         )
 
-    def command(self, *arguments: str, root: Path = ROOT) -> list[str]:
-        """Return the Snakemake command, by the code in ``root``."""
+    def command(self, *arguments: str, root: Path = ROOT, changes: Path | None = None) -> list[str]:
+        """Return the Snakemake command, by the code in ``root``, with ``changes`` of the config."""
         return [
             *(sys.executable, "-m", "snakemake", "--snakefile", str(root / "Snakefile")),
             *("--directory", str(self.folder), "--cores", "2"),
             *("--profile", str(ROOT / "profiles" / "default")),
-            *("--configfile", str(ROOT / "config" / "demo.yaml"), *arguments),
+            *("--configfile", str(ROOT / "config" / "demo.yaml")),
+            *([str(changes)] if changes else []),
+            *arguments,
         ]
 
-    def run(self, *arguments: str, root: Path = ROOT) -> subprocess.CompletedProcess:
+    def run(self, *arguments: str, **options: Path | None) -> subprocess.CompletedProcess:
         """Run Snakemake on the study."""
         return subprocess.run(
-            self.command(*arguments, root=root), capture_output=True, text=True, check=False
+            self.command(*arguments, **options), capture_output=True, text=True, check=False
         )
 
-    def jobs(self, *arguments: str, root: Path = ROOT) -> set[Job]:
+    def jobs(self, *arguments: str, **options: Path | None) -> set[Job]:
         """Return rule and wildcards of the jobs that would run."""
-        done = self.run("--dry-run", *arguments, root=root)
+        done = self.run("--dry-run", *arguments, **options)
         assert done.returncode == 0, done.stderr
         text = done.stdout + done.stderr
         found = set()

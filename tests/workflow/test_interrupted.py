@@ -19,8 +19,8 @@ SMALL = ["--runs", "2", "--images", "20", "--voxel-size", "4", "--t1w-voxel-size
 class Small(Demo):
     """A demo study of one subject at a coarse resolution."""
 
-    def command(self, *arguments, root=ROOT):
-        command = super().command(*arguments, root=root)
+    def command(self, *arguments, **options):
+        command = super().command(*arguments, **options)
         command[command.index("--configfile") + 1] = str(self.folder / "config.yaml")
         return command
 

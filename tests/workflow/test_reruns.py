@@ -114,20 +114,21 @@ def test_editing_a_script_runs_its_rule(demo, code_copy):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ('glm={"hrf": "spm"}', (SUBJECT - PREPROCESS - {"transform_regions"}) | STUDY),
+        ("glm: {hrf: spm}", (SUBJECT - PREPROCESS - {"transform_regions"}) | STUDY),
         (
-            'rsa={"correction": "none"}',
+            "rsa: {correction: none}",
             {"compare_rdms", "report_study", "all"},
         ),
         (
-            'trsa={"permutations": 500}',
+            "trsa: {permutations: 500}",
             {"identify_regions", "report_study", "all"},
         ),
-        ('report={"thumbnails": false}', {"report_subject", "report_study", "all"}),
+        ("report: {thumbnails: false}", {"report_subject", "report_study", "all"}),
     ],
 )
-def test_a_config_value_runs_what_uses_it(demo, change, expected):
-    assert rules(demo.jobs("--config", change)) == expected
+def test_a_config_value_runs_what_uses_it(demo, tmp_path, change, expected):
+    (tmp_path / "change.yaml").write_text(change)
+    assert rules(demo.jobs(changes=tmp_path / "change.yaml")) == expected
 
 
 def test_a_changed_recording_runs_its_run_and_what_follows(demo):
@@ -149,7 +150,7 @@ def test_changed_events_run_from_the_glm_on(demo):
     file = demo.folder / "demo/bids/sub-03/func/sub-03_task-objects_run-01_events.tsv"
     text = file.read_text()
     try:
-        file.write_text(text.replace("\t1.0\t", "\t1.1\t"))
+        file.write_text(text.replace("\t1.000\t", "\t1.100\t"))
         assert text != file.read_text()
         jobs = demo.jobs()
     finally:
