@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "report"
 
@@ -150,11 +150,6 @@ def capital(text: str) -> str:
 def count(n: int, noun: str) -> str:
     """Write a count with its noun in the right number."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
-
-
-def markup(template: str, **values: Any) -> Markup:
-    """Fill a trusted template; the values are escaped."""
-    return Markup(template).format(**{key: escape(value) for key, value in values.items()})
 
 
 def render(
