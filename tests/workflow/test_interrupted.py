@@ -54,12 +54,13 @@ def pieces(folder: Path) -> list[Path]:
 
 def killed_in(demo: Demo, rule: str) -> None:
     """Start a run and kill all of it as soon as a rule's job is at work."""
-    before = set((demo.folder / "results").rglob(f"logs/{rule}/**/*.log"))
+    folder = demo.folder / "results" / "demo" / "logs" / rule  # stores beside it come and go
+    before = set(folder.rglob("*.log"))
     process = subprocess.Popen(demo.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
-            logs = set((demo.folder / "results").rglob(f"logs/{rule}/**/*.log")) - before
+            logs = set(folder.rglob("*.log")) - before
             if any(log.stat().st_size for log in logs):
                 break
             assert process.poll() is None, f"{rule} never ran"
