@@ -1,5 +1,7 @@
 """What the rules share: the study, its paths, and which results belong to it."""
 
+import json
+import os
 import sys
 from pathlib import Path
 
@@ -40,6 +42,8 @@ TEMPLATE = "MNI152NLin2009aSym"
 SPACES = CONFIG["preprocess"]["spaces"]
 SEED = CONFIG["seed"]
 ENTRY = STUDY.entry
+# Where blocks run is no part of any result: jobs get it beside their params.
+os.environ["ISOCORTEX_DASK"] = json.dumps(CONFIG["dask"])
 
 
 wildcard_constraints:
