@@ -1,5 +1,7 @@
 """Summary statistics against rsatoolbox, networkx, scipy and closed forms, and every known trap."""
 
+from functools import partial
+
 import networkx as nx
 import numpy as np
 import pytest
@@ -12,9 +14,11 @@ from rsatoolbox.rdm.transform import (
 )
 from scipy.sparse import csgraph
 from scipy.spatial.distance import pdist
+from scipy.stats import rankdata
 
 from isocortex.errors import InputError
 from isocortex.rsa.rdms import to_matrices, to_vectors
+from isocortex.rsa.transforms import parse_transform, ranks, threshold_values
 from isocortex.topology import (
     TopologyOptions,
     adjacency,
@@ -126,7 +130,7 @@ def test_many_ties_between_two_levels_divide_nothing():
 def test_sigmoid_by_hand():
     d = np.array([[2.0, 3.0, 4.0]])
     expected = 1 / (1 + np.exp([5.0, 0.0, -5.0]))
-    np.testing.assert_allclose(sigmoid_gt(d), expected[None], atol=1e-12)
+    np.testing.assert_allclose(sigmoid_gt(d, scale="raw"), expected[None], atol=1e-12)
 
 
 def test_pooled_quantiles_couple_rdms_and_their_own_do_not(rdms):
@@ -145,7 +149,7 @@ def test_nothing_is_changed_in_place(rdms):
         rgtm(rdms, 0.2, 0.8, **options)
         for graph in ("twostep", "p_shortest", "p_nearest", "k_nearest"):
             rgdm(rdms, graph=graph, **options)
-    rank_rdm(rdms), unit_rdm(rdms), sigmoid_gt(rdms)
+    rank_rdm(rdms), unit_rdm(rdms), sigmoid_gt(rdms, scale="raw")
     weights = to_matrices(rdms)
     squares = weights.copy()
     shortest_paths(weights)
@@ -156,10 +160,11 @@ def test_nothing_is_changed_in_place(rdms):
 def test_bad_rdms_and_options_are_refused(rdms):
     gap = rdms.copy()
     gap[2, 3] = np.nan
-    for function in (unit_rdm, rank_rdm, sigmoid_gt, lambda d: rgtm(d, 0.2, 0.8, **TOOLBOX)):
+    sigmoid = partial(sigmoid_gt, scale="raw")
+    for function in (unit_rdm, rank_rdm, sigmoid, lambda d: rgtm(d, 0.2, 0.8, **TOOLBOX)):
         with pytest.raises(ValueError, match="NaN"):
             function(gap)
-    for function in (rank_rdm, sigmoid_gt, lambda d: rgtm(d, 0.2, 0.8, **PAPER)):
+    for function in (rank_rdm, sigmoid, lambda d: rgtm(d, 0.2, 0.8, **PAPER)):
         with pytest.raises(ValueError, match="equal"):
             function(np.ones((1, 66)))
     with pytest.raises(ValueError, match="zero"):
@@ -355,3 +360,95 @@ def test_statistics_are_named_once_each():
         "rgdm(p_nearest,0.05)",
         "rgdm(k_nearest,5)",
     ]
+
+
+def test_ranks_and_quantiles_equal_scipy_and_numpy_with_ties():
+    rng = np.random.default_rng(6)
+    values = rng.normal(size=(7, 4, 66))
+    values[::2] = np.round(values[::2], 1)
+    assert np.array_equal(ranks(values), rankdata(values, axis=-1))
+    levels = (0.0, 0.05, 1 / 3, 0.8, 1.0)
+    expected = np.quantile(values, levels, axis=-1)[..., None]
+    got = threshold_values(values, levels, threshold="quantile", pool="rdm")
+    np.testing.assert_allclose(got, expected, atol=1e-12)
+    got = threshold_values(values, levels, threshold="quantile", pool="all")
+    np.testing.assert_allclose(got[:, 0, 0, 0], np.quantile(values, levels), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "statistic"),
+    [
+        ("rank", "rank", rank_rdm),
+        ("unit", "unit", unit_rdm),
+        ("rgtm(0.2, .8)", "rgtm(0.20,0.80)", lambda d: rgtm(d, 0.2, 0.8, **PAPER)),
+        ("rgtm(0.125,0.5)", "rgtm(0.125,0.50)", lambda d: rgtm(d, 0.125, 0.5, **PAPER)),
+        ("adjacency(0.5)", "adjacency(0.50)", lambda d: adjacency(d, 0.5, **PAPER)),
+        ("sigmoid", "sigmoid", partial(sigmoid_gt, scale="rank")),
+        ("sigmoid(10,0.5)", "sigmoid", partial(sigmoid_gt, scale="rank")),
+        (
+            "sigmoid(4,.3)",
+            "sigmoid(4,0.3)",
+            partial(sigmoid_gt, scale="rank", slope=4, centre=0.3),
+        ),
+        ("rgdm(0,0.8)", "rgdm(0.00,0.80)", partial(rgdm, graph="twostep", **PAPER)),
+        ("rgdm(p_shortest,.1)", "rgdm(p_shortest,0.10)", None),
+        ("rgdm(p_nearest,.2)", "rgdm(p_nearest,0.20)", None),
+        ("rgdm(k_nearest,3)", "rgdm(k_nearest,3)", None),
+    ],
+)
+def test_a_transform_is_the_statistic_that_its_text_names(rdms, text, name, statistic):
+    transform = parse_transform(text)
+    assert transform.name == name
+    assert parse_transform(name) == transform
+    if statistic is None:
+        graph, value = name[5:-1].split(",")
+        choice = {"neighbours": int(value)} if graph == "k_nearest" else {"fraction": float(value)}
+        statistic = partial(rgdm, graph=graph, **choice, **PAPER)
+    before = rdms.copy()
+    expected = statistic(rdms)
+    np.testing.assert_allclose(transform.apply(rdms), expected, atol=1e-12)
+    np.testing.assert_allclose(transform.apply(rdms[2]), expected[2], atol=1e-12)
+    assert transform.apply(rdms.reshape(5, 1, -1)).shape == (5, 1, 66)
+    assert np.array_equal(rdms, before)
+
+
+def test_a_transform_leaves_gaps_and_rdms_without_spread_out_and_the_others_alone(rdms):
+    gaps = rdms.copy()
+    gaps[1, [4, 9]] = np.nan
+    gaps[2] = 0.0
+    gaps[3] = np.nan
+    kept = np.delete(np.arange(66), [4, 9])
+    for text in ("rank", "unit", "rgtm(0.2,0.8)", "adjacency(0.5)", "sigmoid"):
+        transform = parse_transform(text)
+        got = transform.apply(gaps)
+        assert np.array_equal(got[[0, 4]], transform.apply(rdms[[0, 4]]))
+        assert np.array_equal(got[1, kept], transform.apply(rdms[1, kept]))
+        assert np.isnan(got[1, [4, 9]]).all()
+        assert np.isnan(got[2:4]).all()
+    got = parse_transform("rgdm(0,0.8)").apply(gaps)
+    assert np.array_equal(np.isnan(got).all(axis=1), [False, True, True, True, False])
+    assert np.isnan(parse_transform("rank").apply(np.full((2, 66), 1.5))).all()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "rgtm",
+        "rgtm(0.8,0.2)",
+        "rgtm(0,1.5)",
+        "rgtm(0.2)",
+        "rgtm(a,b)",
+        "rgtm(nan,1)",
+        "ranks",
+        "rank(1)",
+        "rgdm(nearest,5)",
+        "rgdm(k_nearest,2.5)",
+        "rgdm(p_shortest,0)",
+        "sigmoid(-1,0.5)",
+        "adjacency()",
+        "",
+    ],
+)
+def test_a_text_that_names_no_transform_is_refused(text):
+    with pytest.raises(InputError, match=r"use|needs"):
+        parse_transform(text)

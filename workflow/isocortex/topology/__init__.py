@@ -1,6 +1,17 @@
 """Topological RSA: statistics between geometry and topology, region identification, models."""
 
-from isocortex.topology.geodesics import rgdm, shortest_paths
+from isocortex.rsa.geodesics import rgdm, shortest_paths
+from isocortex.rsa.transforms import (
+    Estimator,
+    adjacency,
+    family,
+    minmax,
+    rank_rdm,
+    rgtm,
+    sigmoid_gt,
+    threshold_grid,
+    unit_rdm,
+)
 from isocortex.topology.grid import (
     NESTED,
     Statistic,
@@ -22,17 +33,6 @@ from isocortex.topology.identification import (
     permutation_p,
 )
 from isocortex.topology.model_comparison import bootstrap_means, correlations, infer
-from isocortex.topology.statistics import (
-    Estimator,
-    adjacency,
-    family,
-    minmax,
-    rank_rdm,
-    rgtm,
-    sigmoid_gt,
-    threshold_grid,
-    unit_rdm,
-)
 from isocortex.topology.study import (
     compare_topology,
     identification_dataset,

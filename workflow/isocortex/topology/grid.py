@@ -9,8 +9,8 @@ from functools import cached_property
 import numpy as np
 
 from isocortex.errors import InputError
-from isocortex.topology.geodesics import DISCONNECTED, GRAPHS, rgdm
-from isocortex.topology.statistics import (
+from isocortex.rsa.geodesics import DISCONNECTED, GRAPHS, rgdm
+from isocortex.rsa.transforms import (
     Estimator,
     family,
     on_scale,

@@ -7,10 +7,12 @@ from math import ceil
 import numpy as np
 
 from isocortex.rsa.rdms import n_stimuli, to_matrices, to_vectors
-from isocortex.topology.statistics import Estimator, on_scale, ramp, threshold_values
+from isocortex.rsa.transforms import Estimator, on_scale, ramp, threshold_values
 
 GRAPHS = ("twostep", "p_shortest", "p_nearest", "k_nearest")
 DISCONNECTED = ("one_step", "exclude")
+CACHED_ENTRIES = 1 << 15
+"""Edge weights that shortest paths are taken through at a time."""
 
 
 def shortest_paths(weights: np.ndarray) -> np.ndarray:
@@ -42,9 +44,12 @@ def shortest_paths(weights: np.ndarray) -> np.ndarray:
     count = weights.shape[-1]
     lengths = weights.reshape(-1, count, count).copy()
     lengths[:, np.arange(count), np.arange(count)] = 0.0
-    for graph in lengths:  # one graph at a time stays in cache; each step is one array operation
+    # As many graphs at a time as stay in cache; each step is one array operation.
+    block = max(1, CACHED_ENTRIES // (count * count))
+    for start in range(0, len(lengths), block):
+        graphs = lengths[start : start + block]
         for node in range(count):
-            np.minimum(graph, graph[:, node, None] + graph[node], out=graph)
+            np.minimum(graphs, graphs[:, :, node, None] + graphs[:, node, None], out=graphs)
     return lengths.reshape(weights.shape)
 
 
@@ -125,7 +130,7 @@ def rgdm(
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction is {fraction}: pass a value above 0 and at most 1")
         if graph == "p_shortest":
-            edge = x <= np.quantile(x, fraction, axis=-1, keepdims=True)
+            edge = x <= threshold_values(x, (fraction,), threshold="quantile", pool="rdm")[0]
         else:
             near = neighbours if graph == "k_nearest" else ceil(round(fraction * (count - 1), 9))
             if not 1 <= near <= count - 1:
