@@ -1,13 +1,12 @@
 """What the rules share: the study, its paths, and which results belong to it."""
 
-import json
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
 
 from isocortex.errors import InputError
+from isocortex.parallel import hand_on_scheduler
 from isocortex.provenance import code_version, fingerprint
 from isocortex.study import check_inputs, load_study
 
@@ -43,7 +42,7 @@ SPACES = CONFIG["preprocess"]["spaces"]
 SEED = CONFIG["seed"]
 ENTRY = STUDY.entry
 # Where blocks run is no part of any result: jobs get it beside their params.
-os.environ["ISOCORTEX_DASK"] = json.dumps(CONFIG["dask"])
+hand_on_scheduler(CONFIG["dask"])
 
 
 wildcard_constraints:

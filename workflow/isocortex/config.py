@@ -168,6 +168,7 @@ def sections(schema: Mapping[str, Any] | None = None, prefix: str = "") -> Itera
 
 
 RERUNS = {
+    "dask": "nothing",
     "study": "everything: results go to another folder",
     "results": "everything: results go to another folder",
     "seed": "preprocessing, every bootstrap and permutation, and what follows",

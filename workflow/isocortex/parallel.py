@@ -103,6 +103,11 @@ def map_blocks(
                 task.cancel()
 
 
+def hand_on_scheduler(section: Mapping[str, Any]) -> None:
+    """Put the config's section ``dask`` where this process' jobs find it."""
+    os.environ[SETTINGS] = json.dumps(section)
+
+
 def scheduler_settings() -> dict[str, Any]:
     """Return the config's section ``dask``, as the Snakefile handed it on; threads without it."""
     return {"scheduler": "threads", **json.loads(os.environ.get(SETTINGS, "{}"))}
