@@ -124,6 +124,7 @@ def test_editing_a_script_runs_its_rule(demo, code_copy):
             {"identify_regions", "report_study", "all"},
         ),
         ("report: {thumbnails: false}", {"report_subject", "report_study", "all"}),
+        ("dask: {scheduler: 'tcp://head:8786'}", set()),
     ],
 )
 def test_a_config_value_runs_what_uses_it(demo, tmp_path, change, expected):
