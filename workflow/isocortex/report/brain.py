@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 from nilearn import datasets, plotting, surface
 
 from isocortex.errors import InputError
-from isocortex.report.drawing import INK, new_figure, png_uri
+from isocortex.report.drawing import INK, new_figure, raster_uri
 
 SURFACE_VIEWS = ("lateral", "medial", "ventral")
 
@@ -198,7 +198,7 @@ def mosaic(
     Returns
     -------
     str
-        PNG data URI.
+        WebP data URI.
     """
     volume = grid.volume(values)
     positions = slice_positions(grid, values, slices)
@@ -258,7 +258,7 @@ def mosaic(
     axes.text(2, height - 1, "L", fontsize=7, va="bottom")
     axes.text(width - 3, height - 1, "R", fontsize=7, va="bottom", ha="right")
     axes.set_axis_off()
-    return png_uri(figure, dpi=115)
+    return raster_uri(figure, dpi=115)
 
 
 def _legend(figure: Any, colours: Mapping[str, Any], label: str) -> None:
@@ -348,7 +348,7 @@ def surface_views(
     Returns
     -------
     str
-        PNG data URI.
+        WebP data URI.
     """
     mesh = datasets.fetch_surf_fsaverage("fsaverage5")
     textures = project(grid, values, categories=colours is not None)
@@ -410,4 +410,4 @@ def surface_views(
             handlelength=1.2,
             bbox_to_anchor=(0.46, 0.0),
         )
-    return png_uri(figure, dpi=130)
+    return raster_uri(figure, dpi=130)

@@ -17,7 +17,7 @@ from isocortex.report.drawing import (
     RULE,
     category_colours,
     new_figure,
-    png_uri,
+    raster_uri,
     svg_uri,
 )
 
@@ -225,7 +225,7 @@ def rdm_figure(
     Returns
     -------
     str
-        PNG data URI.
+        WebP data URI.
     """
     n = len(order.names)
     columns = 2 if (thumbnails and n > 12) or len(matrices) < 3 else 3
@@ -287,7 +287,7 @@ def rdm_figure(
     bar_axes.tick_params(labelsize=7, length=2)
     figure.text(0.19, foot * 0.75, "percentile of dissimilarity", fontsize=8, va="center")
     _category_legend(figure, colours, anchor=(0.36, foot * 0.75))
-    return png_uri(figure, dpi=150)
+    return raster_uri(figure, dpi=150)
 
 
 def _readable_names(names: Sequence[str], width: float) -> tuple[list[str], float]:
@@ -390,7 +390,7 @@ def mds_figure(
     Returns
     -------
     str
-        PNG data URI.
+        WebP data URI.
     """
     columns = min(3, len(positions))
     rows = -(-len(positions) // columns)
@@ -450,7 +450,7 @@ def mds_figure(
             ncols=min(len(colours), 7),
             handlelength=1.1,
         )
-    return png_uri(figure, dpi=140)
+    return raster_uri(figure, dpi=140)
 
 
 def confusion_figure(

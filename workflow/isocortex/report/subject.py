@@ -20,7 +20,7 @@ from isocortex.report.drawing import (
     QUALITATIVE,
     category_colours,
     new_figure,
-    png_uri,
+    raster_uri,
     read_thumbnails,
     report_style,
 )
@@ -379,7 +379,7 @@ def _design_figure(dataset: xr.Dataset) -> Picture | Note:
     )
     if right is None:
         return Picture(
-            [png_uri(figure)],
+            [raster_uri(figure)],
             f"Bars mark {len(onset)} trials in {len(runs)} runs.",
             "Trials",
             f"{trials[0].upper()}{trials[1:]}",
@@ -403,7 +403,7 @@ def _design_figure(dataset: xr.Dataset) -> Picture | Note:
     bar.outline.set_visible(False)
     n_trials = int((run == runs[0]).sum())
     return Picture(
-        [png_uri(figure)],
+        [raster_uri(figure)],
         f"Left: bars mark {len(onset)} trials in {len(runs)} runs. Right: design matrix of "
         f"{matrix.shape[0]} volumes and {matrix.shape[1]} regressors.",
         "Trials and design matrix",
