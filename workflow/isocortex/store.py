@@ -70,6 +70,12 @@ _PREDICTOR = {
     "layer": Array(("predictor",), "str", "name of the layer"),
 }
 
+
+def _optional(dims: tuple[str, ...], docs: Mapping[str, str]) -> dict[str, Array]:
+    """Return float arrays of the same dimensions that a store may lack."""
+    return {key: Array(dims, "f8", doc, required=False) for key, doc in docs.items()}
+
+
 SPECS: dict[str, Spec] = {
     "betas": Spec(
         doc="Single-trial responses of one subject and task",
@@ -163,12 +169,85 @@ SPECS: dict[str, Spec] = {
             "ceiling_low": Array(("comparison", "region"), "f8", "lower noise ceiling"),
             "ceiling_high": Array(("comparison", "region"), "f8", "upper noise ceiling"),
             "best_predictor": Array(("comparison", "region"), "str", "best model/layer"),
+            **_optional(
+                ("comparison", "predictor", "region"),
+                {
+                    "p_fdr": "p-value against 0, false discovery rate over all tests",
+                    "p_fwe": "p-value against 0, family-wise over all tests (Holm)",
+                    "p_permutation": "p-value of permuted stimulus labels, one-sided",
+                    "p_permutation_fwe": "the same, family-wise (largest standardised mean)",
+                    "p_ceiling": "p-value against the lower noise ceiling, two-sided",
+                },
+            ),
+            **_optional(
+                ("comparison", "region"),
+                {
+                    "ceiling_low_low": "lower end of the lower noise ceiling's interval",
+                    "ceiling_low_high": "upper end of the lower noise ceiling's interval",
+                    "ceiling_high_low": "lower end of the upper noise ceiling's interval",
+                    "ceiling_high_high": "upper end of the upper noise ceiling's interval",
+                    "ceiling_cv_low": "lower noise ceiling of held-out stimuli and subjects",
+                    "ceiling_cv_high": "upper noise ceiling of held-out stimuli",
+                },
+            ),
+            **_optional(
+                ("comparison", "predictor", "other", "region"),
+                {
+                    "difference": "mean score of predictor less that of other",
+                    "difference_p": "p-value of the difference, two-sided",
+                    "difference_p_fdr": "the same, false discovery rate over a region's pairs",
+                    "difference_p_fwe": "the same, family-wise over a region's pairs (Holm)",
+                },
+            ),
+            "kind": Array(
+                ("predictor",), "str", "fixed, weighted, selected or interpolated", required=False
+            ),
+            "other": Array(("other",), "str", "second predictor of a pair", required=False),
             "comparison": Array(("comparison",), "str", "how RDMs were compared"),
             "region": Array(("region",), "str", "name of the region"),
             "subject": Array(("subject",), "str", "subject label"),
             **_PREDICTOR,
         },
         attrs=("measure", "task", "bootstrap", "n_bootstrap", "seed"),
+    ),
+    "partition": Spec(
+        doc="Shares of the variance of brain RDMs that models explain alone and together",
+        arrays={
+            "variance": Array(
+                ("part", "region", "subject"), "f8", "share of variance of exactly these models"
+            ),
+            "mean": Array(("part", "region"), "f8", "mean share over subjects"),
+            "interval_low": Array(("part", "region"), "f8", "lower end of the interval"),
+            "interval_high": Array(("part", "region"), "f8", "upper end of the interval"),
+            "p": Array(
+                ("part", "region"),
+                "f8",
+                "p-value: of one model's part one-sided, of the signed semi-partial correlation; "
+                "of shared parts two-sided, against the share under permuted stimulus labels",
+            ),
+            "chance": Array(("part", "region"), "f8", "mean share under permuted stimulus labels"),
+            "p_fdr": Array(("part", "region"), "f8", "false discovery rate over all parts"),
+            "p_fwe": Array(("part", "region"), "f8", "family-wise over all parts (Holm)"),
+            "p_permutation": Array(("part", "region"), "f8", "p-value of permuted stimulus labels"),
+            "partial": Array(
+                ("model", "region", "subject"),
+                "f8",
+                "correlation with the model, the other models taken out of both",
+            ),
+            "partial_mean": Array(("model", "region"), "f8", "mean partial correlation"),
+            "partial_low": Array(("model", "region"), "f8", "lower end of the interval"),
+            "partial_high": Array(("model", "region"), "f8", "upper end of the interval"),
+            "partial_p": Array(("model", "region"), "f8", "p-value against 0, one-sided"),
+            "partial_p_fdr": Array(("model", "region"), "f8", "false discovery rate over all"),
+            "partial_p_fwe": Array(("model", "region"), "f8", "family-wise over all (Holm)"),
+            "total": Array(("region", "subject"), "f8", "share of variance of all models"),
+            "total_mean": Array(("region",), "f8", "mean over subjects"),
+            "part": Array(("part",), "str", "models that share it, joined by +"),
+            "model": Array(("model",), "str", "predictor, or model whose layers go together"),
+            "region": Array(("region",), "str", "name of the region"),
+            "subject": Array(("subject",), "str", "subject label"),
+        },
+        attrs=("measure", "task", "comparison", "bootstrap", "n_bootstrap", "seed", "flags"),
     ),
     "searchlight": Spec(
         doc="Scores of models at every searchlight centre of one subject",
