@@ -5,9 +5,13 @@ from isocortex.rsa.compute import compute_model_rdms, compute_rdms
 from isocortex.rsa.dissimilarity import (
     MEASURES,
     correlation_distance,
+    cosine_distance,
     crossnobis_distance,
+    crossnobis_of_run_means,
     euclidean_distance,
-    mean_patterns,
+    mahalanobis_distance,
+    poisson_cv_distance,
+    poisson_distance,
 )
 from isocortex.rsa.geodesics import rgdm, shortest_paths
 from isocortex.rsa.imports import import_rdms, read_rdm
@@ -17,7 +21,8 @@ from isocortex.rsa.inference import (
     dual_bootstrap_variance,
     pair_weights,
 )
-from isocortex.rsa.noise import covariance, whiten
+from isocortex.rsa.noise import covariance, measurement_residuals, whiten
+from isocortex.rsa.patterns import CrossvalidationDesign, crossvalidation_design, mean_patterns
 from isocortex.rsa.rdms import (
     BrainRDMs,
     ModelRDMs,
@@ -59,6 +64,7 @@ __all__ = [
     "COMPARISONS",
     "MEASURES",
     "BrainRDMs",
+    "CrossvalidationDesign",
     "Estimator",
     "ModelRDMs",
     "Transform",
@@ -72,16 +78,21 @@ __all__ = [
     "compute_rdms",
     "correlate",
     "correlation_distance",
+    "cosine_distance",
     "covariance",
     "crossnobis_distance",
+    "crossnobis_of_run_means",
+    "crossvalidation_design",
     "dual_bootstrap_variance",
     "embed",
     "euclidean_distance",
     "family",
     "import_rdms",
     "load_rdms",
+    "mahalanobis_distance",
     "map_searchlight",
     "mean_patterns",
+    "measurement_residuals",
     "minmax",
     "n_stimuli",
     "neighbourhoods",
@@ -90,6 +101,8 @@ __all__ = [
     "pair_labels",
     "pair_weights",
     "parse_transform",
+    "poisson_cv_distance",
+    "poisson_distance",
     "pool",
     "rank_rdm",
     "ranks",

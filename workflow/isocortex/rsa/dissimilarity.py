@@ -1,55 +1,34 @@
 """Dissimilarities between the patterns of stimuli, each a matrix product.
 
-Definitions and scaling are those of rsatoolbox 0.3.2 ``calc_rdm``.
+Definitions and scaling are those of rsatoolbox 0.3.2 ``calc_rdm``. Every distance takes stacks of
+patterns, (..., n_stimuli, n_voxels), so that regions and searchlights share one code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.sparse import csr_array
 
-from isocortex.rsa.rdms import to_vectors
+from isocortex.rsa.noise import whiten
+from isocortex.rsa.patterns import CrossvalidationDesign, crossvalidation_design
+from isocortex.rsa.patterns import constant_patterns as constant_patterns
+from isocortex.rsa.patterns import mean_patterns as mean_patterns
+from isocortex.rsa.rdms import pair_indices, to_vectors
 
-MEASURES = ("correlation", "euclidean", "crossnobis")
-
-
-def mean_patterns(
-    patterns: np.ndarray, labels: Sequence[str]
-) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
-    """Average the patterns of equal labels.
-
-    Parameters
-    ----------
-    patterns
-        Shape (n_trials, n_voxels).
-    labels
-        One a trial.
-
-    Returns
-    -------
-    means : numpy.ndarray
-        float64, shape (n_labels, n_voxels).
-    names : tuple of str
-        The labels, sorted.
-    counts : numpy.ndarray
-        Trials of each label, int64.
-    """
-    names, inverse, counts = np.unique(
-        np.array([str(label) for label in labels]), return_inverse=True, return_counts=True
-    )
-    indicator = np.zeros((len(names), len(inverse)))
-    indicator[inverse, np.arange(len(inverse))] = 1.0
-    means = indicator @ np.asarray(patterns, dtype=np.float64) / counts[:, None]
-    return means, tuple(str(name) for name in names), counts
-
-
-def constant_patterns(means: np.ndarray) -> np.ndarray:
-    """Return which patterns (rows) have no variance, so that no correlation is defined."""
-    centred = means - means.mean(axis=1, keepdims=True)
-    scale = np.maximum(np.abs(means).max(axis=1), np.finfo(np.float64).tiny)
-    return np.abs(centred).max(axis=1) <= 1e-10 * scale
+MEASURES = (
+    "correlation",
+    "cosine",
+    "euclidean",
+    "mahalanobis",
+    "crossnobis",
+    "poisson",
+    "poissoncv",
+)
+CROSS_VALIDATED = ("crossnobis", "poissoncv")
+WHITENED = ("mahalanobis", "crossnobis")
+PRIOR_MEAN, PRIOR_WEIGHT = 1.0, 0.1
+"""Of the gamma prior on rates in Poisson distances, as in rsatoolbox: 0.1 of a trial at rate 1."""
 
 
 def correlation_distance(means: np.ndarray) -> np.ndarray:
@@ -65,18 +44,41 @@ def correlation_distance(means: np.ndarray) -> np.ndarray:
     numpy.ndarray
         Shape (..., n_pairs).
     """
-    centred = means - means.mean(axis=-1, keepdims=True)
-    centred /= np.sqrt(np.einsum("...ij,...ij->...i", centred, centred))[..., None]
-    return 1.0 - to_vectors(centred @ np.swapaxes(centred, -1, -2))
+    return cosine_distance(means - means.mean(axis=-1, keepdims=True))
 
 
-def euclidean_distance(means: np.ndarray) -> np.ndarray:
+def cosine_distance(means: np.ndarray) -> np.ndarray:
+    """Return 1 - cosine of the angle between every pair of patterns.
+
+    Unlike the correlation distance it keeps the mean of a pattern over voxels, and unlike the
+    Euclidean distance not its length.
+
+    Parameters
+    ----------
+    means
+        Shape (..., n_stimuli, n_voxels), no pattern zero throughout.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (..., n_pairs).
+    """
+    unit = means / np.sqrt(np.einsum("...ij,...ij->...i", means, means))[..., None]
+    return 1.0 - to_vectors(unit @ np.swapaxes(unit, -1, -2))
+
+
+def euclidean_distance(
+    means: np.ndarray, *, n_voxels: int | np.ndarray | None = None
+) -> np.ndarray:
     """Return the squared Euclidean distance of every pair, over the number of voxels.
 
     Parameters
     ----------
     means
-        Shape (..., n_stimuli, n_voxels); whitened patterns give the squared Mahalanobis distance.
+        Shape (..., n_stimuli, n_voxels).
+    n_voxels
+        Voxels that are really there, shape (...), where a stack of neighbourhoods of several
+        sizes is filled up with equal columns; all where not given.
 
     Returns
     -------
@@ -85,7 +87,75 @@ def euclidean_distance(means: np.ndarray) -> np.ndarray:
     """
     # Distances do not depend on the mean pattern; without it less is lost to rounding.
     centred = means - means.mean(axis=-2, keepdims=True)
-    return _distance_of_kernel(centred @ np.swapaxes(centred, -1, -2)) / means.shape[-1]
+    kernel = centred @ np.swapaxes(centred, -1, -2)
+    return _per_voxel(_distance_of_kernel(kernel), means.shape[-1], n_voxels)
+
+
+def mahalanobis_distance(means: np.ndarray, noise_covariance: np.ndarray) -> np.ndarray:
+    """Return the squared Mahalanobis distance of every pair, over the number of voxels.
+
+    Parameters
+    ----------
+    means
+        Shape (..., n_stimuli, n_voxels).
+    noise_covariance
+        Shape (n_voxels, n_voxels) or (..., n_voxels, n_voxels), from
+        `isocortex.rsa.noise.covariance`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (..., n_pairs).
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        Where a covariance is not positive definite.
+    """
+    return euclidean_distance(whiten(means, noise_covariance))
+
+
+def poisson_distance(
+    means: np.ndarray,
+    *,
+    prior_mean: float = PRIOR_MEAN,
+    prior_weight: float = PRIOR_WEIGHT,
+    n_voxels: int | np.ndarray | None = None,
+) -> np.ndarray:
+    """Return the symmetrised Kullback-Leibler divergence of Poisson rates of every pair.
+
+    Summed over both directions and over channels, divided by the number of channels. For spike
+    counts and other rates; patterns must not be negative.
+
+    Parameters
+    ----------
+    means
+        Mean counts, shape (..., n_stimuli, n_voxels).
+    prior_mean, prior_weight
+        A gamma prior pulls rates towards ``prior_mean`` with the weight of ``prior_weight``
+        trials, so that a rate of 0 has a logarithm.
+    n_voxels
+        As in `euclidean_distance`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (..., n_pairs).
+    """
+    rate = _posterior_rate(means, prior_mean, prior_weight)
+    kernel = rate @ np.swapaxes(np.log(rate), -1, -2)
+    return _per_voxel(_distance_of_kernel(kernel), means.shape[-1], n_voxels)
+
+
+MEAN_DISTANCES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "correlation": correlation_distance,
+    "cosine": cosine_distance,
+    "euclidean": euclidean_distance,
+    # Of patterns that `isocortex.rsa.noise.whiten` has been through.
+    "mahalanobis": euclidean_distance,
+    "poisson": poisson_distance,
+}
+"""Measures that compare mean patterns, not runs: (..., n_stimuli, n_voxels) to (..., n_pairs)."""
 
 
 def crossnobis_distance(
@@ -119,39 +189,151 @@ def crossnobis_distance(
     Walther et al. (2016), NeuroImage 137; with every stimulus in every run it is rsatoolbox
     ``calc_rdm(method='crossnobis')``.
     """
-    patterns = np.asarray(patterns, dtype=np.float64)
-    names, row = np.unique(np.array([str(label) for label in labels]), return_inverse=True)
-    folds, fold = np.unique(np.array([str(run) for run in runs]), return_inverse=True)
-    n, n_voxels = len(names), patterns.shape[1]
-    # Sparse: as a dense product the sums would cost more than the distances.
-    cells = (np.ones(len(row)), (fold * n + row, np.arange(len(row))))
-    indicator = csr_array(cells, shape=(len(folds) * n, len(row)))
-    counts = np.bincount(fold * n + row, minlength=len(folds) * n).reshape(len(folds), n)
-    # Differences do not depend on the mean pattern; without it less is lost to rounding.
-    centred = patterns - patterns.mean(axis=0)
-    sums = (indicator @ centred).reshape(len(folds), n, n_voxels)
-    total, total_counts = sums.sum(axis=0), counts.sum(axis=0)
+    design = crossvalidation_design(labels, runs)
+    means = design.run_means(np.asarray(patterns, dtype=np.float64))
+    return crossnobis_of_run_means(means, design), design.stimuli, design.common
 
-    distance = np.zeros((n, n))
-    common = np.zeros((n, n), dtype=np.int64)
-    for k in range(len(folds)):
-        here = counts[k] > 0
-        left = total_counts - counts[k]
-        test = sums[k] / np.maximum(counts[k], 1)[:, None]
-        train = (total - sums[k]) / np.maximum(left, 1)[:, None]
-        kernel = train @ test.T
-        own = np.diag(kernel)
-        both = here[:, None] & here[None, :]
-        common += both
-        distance += np.where(both, own[:, None] + own[None, :] - kernel - kernel.T, 0.0)
-    vector, runs_in_common = to_vectors(distance), to_vectors(common)
-    enough = runs_in_common >= 2
-    result = np.full(len(vector), np.nan)
-    result[enough] = vector[enough] / runs_in_common[enough] / n_voxels
-    return result, tuple(str(name) for name in names), runs_in_common
+
+def crossnobis_of_run_means(
+    means: np.ndarray,
+    design: CrossvalidationDesign,
+    *,
+    voxels_first: bool = False,
+    n_voxels: int | np.ndarray | None = None,
+) -> np.ndarray:
+    """Return crossnobis distances of stacks of run-wise mean patterns.
+
+    Parameters
+    ----------
+    means
+        Whitened patterns from `CrossvalidationDesign.run_means`, shape
+        (..., n_stimuli, n_runs, n_voxels), 0 where a run lacks a stimulus.
+    design
+        Of the trials; the same for every member of the stack.
+    voxels_first
+        The means are (..., n_voxels, n_runs, n_stimuli): a table of rows of voxels, from which
+        neighbourhoods are taken as ``table[members]`` with no copy beyond that.
+    n_voxels
+        Voxels that are really there, shape (...), where a stack of neighbourhoods of several
+        sizes is filled up with rows of zeros; all where not given.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (..., n_pairs), in the precision of the means; NaN for pairs with fewer than 2 runs
+        in common.
+
+    Notes
+    -----
+    With equal trials in all M runs the folds add up to (S S' - sum_k B_k B_k') / (M (M - 1)), B_k
+    the means in run k and S their sum: two products whatever the number of runs.
+    """
+    there = means.shape[-3] if voxels_first else means.shape[-1]
+    if design.balanced and len(design.runs) > 1:
+        total = means.sum(axis=-2)
+        if voxels_first:
+            total = np.swapaxes(total, -1, -2)
+        flat = _flat(means, voxels_first)
+        kernel = total @ np.swapaxes(total, -1, -2)
+        kernel -= flat @ np.swapaxes(flat, -1, -2)
+        kernel /= len(design.runs) * (len(design.runs) - 1)
+        distance = _distance_of_kernel(kernel)
+    else:
+        others = _mean_of_other_runs(means, design, voxels_first)
+        distance = _distance_over_folds(others, means, design, voxels_first)
+    return _per_voxel(distance, there, n_voxels)
+
+
+def poisson_cv_distance(
+    patterns: np.ndarray,
+    labels: Sequence[str],
+    runs: Sequence[str],
+    *,
+    prior_mean: float = PRIOR_MEAN,
+    prior_weight: float = PRIOR_WEIGHT,
+) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
+    """Return the cross-validated symmetrised Poisson divergence of every pair.
+
+    (a_i - a_j)(log b_i - log b_j) summed over channels, divided by their number, b the rates in
+    one run and a those in the others; folds as in `crossnobis_distance`.
+
+    Parameters
+    ----------
+    patterns
+        Counts, not negative, shape (n_trials, n_voxels).
+    labels, runs
+        Stimulus and run of each trial.
+    prior_mean, prior_weight
+        As in `poisson_distance`, on the rates of both sides.
+
+    Returns
+    -------
+    distances, names, folds
+        As `crossnobis_distance`.
+
+    Notes
+    -----
+    The mean over folds; rsatoolbox 0.3.2 ``calc_rdm(method='poisson_cv')`` gives its last fold.
+    """
+    design = crossvalidation_design(labels, runs)
+    means = design.run_means(np.asarray(patterns, dtype=np.float64), centre=False)
+    here = (design.counts > 0)[..., None]
+    test = np.log(_posterior_rate(means, prior_mean, prior_weight))
+    train = _posterior_rate(_mean_of_other_runs(means, design, False), prior_mean, prior_weight)
+    distance = _distance_over_folds(train * here, test * here, design, False)
+    return _per_voxel(distance, means.shape[-1], None), design.stimuli, design.common
+
+
+def _posterior_rate(means: np.ndarray, prior_mean: float, prior_weight: float) -> np.ndarray:
+    return (means + prior_mean * prior_weight) / (1 + prior_weight)
+
+
+def _mean_of_other_runs(
+    means: np.ndarray, design: CrossvalidationDesign, voxels_first: bool
+) -> np.ndarray:
+    """Return each stimulus' mean over its trials outside each run, 0 where there are none."""
+    counts = design.counts.T if voxels_first else design.counts[..., None]
+    counts = counts.astype(means.dtype)
+    axis = -2
+    sums = means * counts
+    left = counts.sum(axis=axis, keepdims=True) - counts
+    return (sums.sum(axis=axis, keepdims=True) - sums) / np.maximum(left, 1)
+
+
+def _flat(patterns: np.ndarray, voxels_first: bool) -> np.ndarray:
+    """Return stacks of (n_stimuli, n_runs * n_voxels), views where they can be."""
+    *lead, a, b, c = patterns.shape
+    if voxels_first:
+        return np.swapaxes(patterns.reshape(*lead, a * b, c), -1, -2)
+    return patterns.reshape(*lead, a, b * c)
+
+
+def _distance_over_folds(
+    train: np.ndarray, test: np.ndarray, design: CrossvalidationDesign, voxels_first: bool
+) -> np.ndarray:
+    """Return the mean over common runs of (train_i - train_j) (test_i - test_j) for all pairs.
+
+    ``test`` is 0 where a run lacks the stimulus; ``train`` is made so here.
+    """
+    here = (design.counts > 0).astype(train.dtype)
+    train = train * (here.T if voxels_first else here[..., None])
+    kernel = _flat(train, voxels_first) @ np.swapaxes(_flat(test, voxels_first), -1, -2)
+    own = np.einsum("...vki,...vki->...ik" if voxels_first else "...ikv,...ikv->...ik", train, test)
+    # A stimulus' product with itself counts in the runs that hold the other one, too.
+    kernel = own @ here.T - kernel
+    common = np.where(design.common >= 2, design.common, np.nan).astype(train.dtype)
+    return to_vectors(kernel + np.swapaxes(kernel, -1, -2)) / common
+
+
+def _per_voxel(distance: np.ndarray, there: int, n_voxels: int | np.ndarray | None) -> np.ndarray:
+    """Return distances over the number of voxels, which may differ from row to row."""
+    if n_voxels is None:
+        return distance / there
+    return distance / np.maximum(np.asarray(n_voxels, dtype=distance.dtype), 1)[..., None]
 
 
 def _distance_of_kernel(kernel: np.ndarray) -> np.ndarray:
-    """Return k_ii + k_jj - 2 k_ij for the pairs of symmetric kernels (..., n, n)."""
+    """Return k_ii + k_jj - k_ij - k_ji for the pairs of kernels (..., n, n)."""
     own = np.diagonal(kernel, axis1=-2, axis2=-1)
-    return to_vectors(own[..., :, None] + own[..., None, :] - 2 * kernel)
+    i, j = pair_indices(kernel.shape[-1])
+    return own[..., i] + own[..., j] - kernel[..., i, j] - kernel[..., j, i]
