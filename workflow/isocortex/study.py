@@ -5,6 +5,8 @@ Only the standard library is imported at module level, because the Snakefile imp
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,31 @@ from isocortex.config import check_config
 from isocortex.errors import InputError
 
 ENTRIES = ("rdms", "betas", "derivatives", "bids")
+COMPARISONS = (
+    "pearson",
+    "spearman",
+    "corr_cov",
+    "rho_a",
+    "cosine",
+    "cosine_cov",
+    "tau_a",
+    "tau_b",
+    "bures",
+    "riemann",
+)
+"""Comparisons of RDMs, as `isocortex.rsa.compare` has them."""
+_TRANSFORMS = {
+    "rank": 0,
+    "unit": 0,
+    "sigmoid": 0,
+    "sigmoid(a,b)": 2,
+    "rgtm(l,u)": 2,
+    "adjacency(t)": 1,
+    "rgdm(l,u)": 2,
+    "rgdm(p_shortest,p)": 1,
+    "rgdm(p_nearest,p)": 1,
+    "rgdm(k_nearest,k)": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -200,8 +227,81 @@ def _index_table(table: Path, entry: str, chosen: Mapping[str, Any]) -> dict[str
     return found
 
 
+def _check_partition(study: Study) -> None:
+    """Refuse a partition of one model, or of models and layers that are not in the study."""
+    chosen = study.config["rsa"]["partition"]["models"]
+    if len(chosen) == 1:
+        raise InputError(
+            f"config: rsa.partition.models has {chosen[0]} alone: name 2 to 4, or none for no "
+            "partition"
+        )
+    for name in chosen:
+        model, _, layer = name.partition("/")
+        models = study.config["features"]["models"]
+        if model not in models:
+            raise InputError(
+                f"config: rsa.partition.models has {name!r}, but features.models has "
+                f"{', '.join(models) or 'none'}: name a model or model/layer"
+            )
+        layers = models[model].get("layers")
+        if layer and isinstance(layers, list) and layers and layer not in layers:
+            raise InputError(
+                f"config: rsa.partition.models has {name!r}, but features.models.{model}.layers "
+                f"has {', '.join(map(str, layers))}: name one of them"
+            )
+
+
+def check_comparison(text: str) -> None:
+    """Check the text of a comparison, ``pearson`` or ``pearson:rgtm(0.2,0.8)``.
+
+    Raises
+    ------
+    InputError
+        Where the comparison, the transform or its numbers are none.
+    """
+    name, colon, transform = re.sub(r"\s", "", text).partition(":")
+    if name not in COMPARISONS:
+        near = difflib.get_close_matches(name, COMPARISONS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(COMPARISONS)}"
+        raise InputError(f"config: rsa.comparisons has {text!r}: {hint}")
+    if not colon:
+        return
+    form = re.fullmatch(r"([a-z]+)(?:\((.+)\))?", transform)
+    kind, inside = form.groups() if form else ("", "")
+    parts = inside.split(",") if inside else []
+    if kind == "rgdm" and parts[:1] == ["twostep"]:
+        parts.pop(0)
+    graph = parts.pop(0) if parts and parts[0] in ("p_shortest", "p_nearest", "k_nearest") else ""
+    forms = [known for known in _TRANSFORMS if re.split(r"[(,]", known)[0] == kind]
+    forms = [known for known in forms if not graph or graph in known]
+    if kind == "rgdm" and not graph:
+        forms = ["rgdm(l,u)"]
+    fits = bool(kind) and len(parts) in [_TRANSFORMS[name] for name in forms]
+    try:
+        values = [float(part) for part in parts]
+    except ValueError:
+        fits = False
+    if not fits:
+        raise InputError(
+            f"config: rsa.comparisons has {text!r}: a transform is one of {', '.join(_TRANSFORMS)}"
+        )
+    if kind == "sigmoid":
+        able = not values or (0 < values[0] < float("inf") and abs(values[1]) < float("inf"))
+        wanted = "a slope above 0 and a finite centre"
+    elif graph == "k_nearest":
+        able, wanted = values[0] >= 1 and values[0].is_integer(), "a whole number from 1"
+    else:
+        able = all(0 <= value <= 1 for value in values) and values == sorted(values)
+        able, wanted = able and (not graph or values[0] > 0), "quantiles in 0 to 1, the lower first"
+    if not able:
+        raise InputError(f"config: rsa.comparisons has {text!r}: {kind} needs {wanted}")
+
+
 def _check_choices(study: Study) -> None:
     """Refuse choices that the study's files cannot serve."""
+    for text in study.config["rsa"]["comparisons"]:
+        check_comparison(text)
+    _check_partition(study)
     regions = study.config.get("regions", {})
     needed: dict[Path, str] = {}
     if regions:
