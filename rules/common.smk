@@ -419,8 +419,10 @@ def model_measure(measure):
     chosen = CONFIG["rsa"]["model_measure"]
     if chosen != "matched":
         return chosen
-    # Crossnobis estimates a squared Euclidean distance.
-    return "euclidean" if measure in ("euclidean", "crossnobis") else "correlation"
+    if measure in ("correlation", "given"):
+        return "correlation"
+    # All but the cosine are squared Euclidean distances in units of the noise: features have none.
+    return "cosine" if measure == "cosine" else "euclidean"
 
 
 def model_rdms_for(measure):

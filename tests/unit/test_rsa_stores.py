@@ -10,17 +10,21 @@ import xarray as xr
 from isocortex import store
 from isocortex.errors import InputError
 from isocortex.rsa import (
+    MEASURES,
     align_models,
     compare_rdms,
     compute_model_rdms,
     compute_rdms,
     correlate,
     correlation_distance,
+    cosine_distance,
     covariance,
     crossnobis_distance,
     load_rdms,
     mean_patterns,
     noise_ceiling,
+    poisson_cv_distance,
+    poisson_distance,
     whiten,
 )
 
@@ -130,49 +134,61 @@ def regions(tmp_path):
     return write_regions(tmp_path)
 
 
-@pytest.mark.parametrize("measure", ["correlation", "euclidean", "crossnobis"])
-def test_region_rdms_are_those_of_its_voxels(tmp_path, regions, measure):
-    betas = write_betas(tmp_path / "b.zarr")
+def _plain_rdm(measure, patterns, residual, labels, runs):
+    """The RDM of a region by the functions that are tested against rsatoolbox."""
+    if measure in ("mahalanobis", "crossnobis"):
+        patterns = whiten(patterns, covariance(residual.astype(float), degrees_of_freedom=50))
+    if measure == "crossnobis":
+        return crossnobis_distance(patterns, labels, runs)[0]
+    if measure == "poissoncv":
+        return poisson_cv_distance(patterns, labels, runs)[0]
+    means, names, _ = mean_patterns(patterns, labels)
+    i, j = np.triu_indices(len(names), 1)
+    if measure in ("euclidean", "mahalanobis"):
+        return ((means[i] - means[j]) ** 2).mean(axis=1)
+    if measure == "poisson":
+        return poisson_distance(means)
+    return (correlation_distance if measure == "correlation" else cosine_distance)(means)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("bad", [False, True])
+def test_region_rdms_are_those_of_its_usable_voxels(tmp_path, regions, measure, bad):
+    def change(dataset):
+        beta = dataset["beta"].values.copy()
+        residual = dataset["residual"].values.copy()
+        if measure.startswith("poisson"):
+            beta = np.abs(beta)
+        if bad:
+            beta[3, 5], beta[:, 6], residual[2, 8] = np.nan, 1.0, np.nan
+        return dataset.assign(
+            beta=(("trial", "voxel"), beta), residual=(("time", "voxel"), residual)
+        )
+
+    betas = write_betas(tmp_path / "b.zarr", change=change)
     compute_rdms(betas=betas, **regions, out=tmp_path / "r.zarr", measure=measure, threads=2)
     rdms = store.open(tmp_path / "r.zarr", "rdms")
     source = store.open(betas, "betas")
     label = np.asarray(nib.load(regions["regions"]).dataobj)
     at = label[tuple(source[a].values for a in "ijk")]
+    if bad:
+        noisy = measure in ("mahalanobis", "crossnobis")
+        out = [5, 6, 8] if noisy else [5, 6]
+        at[out] = 0
+        assert rdms.attrs["n_voxels_dropped"] == {"early": len(out), "late": 0}
     assert list(rdms["region"].values) == list(REGIONS)
     for region, k in REGIONS.items():
-        patterns = source["beta"].values[:, at == k].astype(float)
-        means, names, _ = mean_patterns(patterns, source["stimulus"].values)
-        if measure == "crossnobis":
-            sigma = covariance(source["residual"].values[:, at == k], degrees_of_freedom=50)
-            white = whiten(patterns, sigma)
-            wanted = crossnobis_distance(white, source["stimulus"].values, source["run"].values)[0]
-        elif measure == "correlation":
-            wanted = correlation_distance(means)
-        else:
-            i, j = np.triu_indices(len(names), 1)
-            wanted = ((means[i] - means[j]) ** 2).mean(axis=1)
+        wanted = _plain_rdm(
+            measure,
+            source["beta"].values[:, at == k].astype(float),
+            source["residual"].values[:, at == k],
+            source["stimulus"].values,
+            source["run"].values,
+        )
         got = rdms["dissimilarity"].sel(region=region).values
         np.testing.assert_allclose(got, wanted, atol=1e-9)
         assert rdms["n_voxels"].sel(region=region) == (at == k).sum()
     assert sorted({*rdms["stimulus_i"].values, *rdms["stimulus_j"].values}) == STIMULI
-
-
-def test_bad_voxels_are_left_out_and_counted(tmp_path, regions):
-    def spoil(dataset):
-        beta = dataset["beta"].values.copy()
-        beta[3, 5] = np.nan
-        beta[:, 6] = 1.0
-        return dataset.assign(beta=(("trial", "voxel"), beta))
-
-    clean = write_betas(tmp_path / "clean.zarr")
-    spoilt = write_betas(tmp_path / "spoilt.zarr", change=spoil)
-    out = {}
-    for name, path in (("clean", clean), ("spoilt", spoilt)):
-        compute_rdms(betas=path, **regions, out=tmp_path / f"{name}_r.zarr", measure="correlation")
-        out[name] = store.open(tmp_path / f"{name}_r.zarr", "rdms")
-    assert out["spoilt"].attrs["n_voxels_dropped"] == {"early": 2, "late": 0}
-    assert int((out["clean"]["n_voxels"] - out["spoilt"]["n_voxels"])[0]) == 2
-    assert np.isfinite(out["spoilt"]["dissimilarity"].values).all()
 
 
 def _empty(name, **value):
@@ -184,10 +200,17 @@ def _empty(name, **value):
     return change
 
 
-def _one_pattern_constant(dataset):
+def _one_pattern(dataset, value):
     beta = dataset["beta"].values.copy()
-    beta[dataset["stimulus"].values == STIMULI[4]] = 0.5
+    beta[dataset["stimulus"].values == STIMULI[4]] = value
     return dataset.assign(beta=(("trial", "voxel"), beta))
+
+
+def _repeats_in_one_run(dataset):
+    """One stimulus comes twice, once a run, the others once: the means of both fit all trials."""
+    names = [f"only{k}" for k in range(dataset.sizes["trial"])]
+    names[0] = names[-1] = "twice"
+    return dataset.assign_coords(stimulus=("trial", np.array(names, object)))
 
 
 @pytest.mark.parametrize(
@@ -202,8 +225,14 @@ def _one_pattern_constant(dataset):
         ("no condition", "have no condition"),
         ("few rows", "has 1 different values of condition"),
         ("constant", "pattern of image04.png is constant over region early"),
-        ("measure", "'cosine' is not one of"),
+        ("zero", "pattern of image04.png is zero over region early"),
+        ("measure", "'hamming' is not one of"),
         ("no repeats", "no stimulus is repeated"),
+        ("nothing left", "nothing is left of the betas of region early"),
+        ("full", "early in .* has 224 voxels and 50 degrees of freedom of noise"),
+        ("noise", "noise_normalisation.source is none, and mahalanobis"),
+        ("counts", "betas of region early in .* are negative: poisson is for counts"),
+        ("every voxel", "region early has 0 usable voxels"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(tmp_path, regions, case, message):
@@ -227,9 +256,22 @@ def test_bad_input_is_refused_in_one_line(tmp_path, regions, case, message):
         given = {"change": _empty("condition", fill="all")}
         options = options | {"average_by": "condition"}
     if case == "constant":
-        given = {"change": _one_pattern_constant}
+        given = {"change": lambda d: _one_pattern(d, 0.5)}
+    if case == "zero":
+        given, options = {"change": lambda d: _one_pattern(d, 0.0)}, {"measure": "cosine"}
     if case == "measure":
-        options = {"measure": "cosine"}
+        options = {"measure": "hamming"}
+    if case == "nothing left":
+        given = {"n_runs": 2, "change": _repeats_in_one_run}
+        options = {"measure": "crossnobis", "noise_normalisation": {"source": "betas"}}
+    if case == "full":
+        options = {"measure": "mahalanobis", "noise_normalisation": {"shrinkage": "full"}}
+    if case == "noise":
+        options = {"measure": "mahalanobis", "noise_normalisation": {"source": "none"}}
+    if case == "counts":
+        options = {"measure": "poisson"}
+    if case == "every voxel":
+        given = {"change": lambda d: d.assign(beta=d["beta"].where(d["trial"] != 0))}
     if case == "no repeats":
         rename = np.array([f"only{k}" for k in range(3 * len(STIMULI))], object)
         given = {"change": lambda d: d.assign_coords(stimulus=("trial", rename))}
@@ -260,7 +302,7 @@ def test_crossnobis_with_noise_of_betas_or_none(tmp_path, regions):
 def test_model_rdms_by_id_and_closed_form(tmp_path):
     layers = planted()
     features = write_features(tmp_path / "f.zarr", layers)
-    for measure in ("correlation", "euclidean"):
+    for measure in ("correlation", "cosine", "euclidean"):
         compute_model_rdms(features=features, out=tmp_path / "m.zarr", model_measure=measure)
         models = align_models([tmp_path / "m.zarr"], STIMULI[::-1])
         assert models.predictors == ("net/early", "net/late")
@@ -269,16 +311,25 @@ def test_model_rdms_by_id_and_closed_form(tmp_path):
         wanted = 1 - np.corrcoef(x)[i, j]
         if measure == "euclidean":
             wanted = ((x[i] - x[j]) ** 2).mean(axis=1)
+        if measure == "cosine":
+            wanted = cosine_distance(x)
         np.testing.assert_allclose(models.dissimilarity[1], wanted, atol=1e-10)
 
 
-@pytest.mark.parametrize(("case", "message"), [("nan", "not finite"), ("flat", "are constant")])
-def test_bad_features_are_named(tmp_path, case, message):
+@pytest.mark.parametrize(
+    ("value", "measure", "message"),
+    [
+        (np.nan, "correlation", "not finite"),
+        (0.25, "correlation", "are constant"),
+        (0.0, "cosine", "are zero, no cosine"),
+    ],
+)
+def test_bad_features_are_named(tmp_path, value, measure, message):
     layers = planted()
-    layers["late"][7] = np.nan if case == "nan" else 0.25
+    layers["late"][7] = value
     features = write_features(tmp_path / "f.zarr", layers)
     with pytest.raises(InputError, match=f"late.*image07.*{message}"):
-        compute_model_rdms(features=features, out=tmp_path / "m.zarr")
+        compute_model_rdms(features=features, out=tmp_path / "m.zarr", model_measure=measure)
 
 
 @pytest.fixture(scope="module")

@@ -155,6 +155,10 @@ CASES = {
     "no T1w": (remove("bids/sub-02/anat"), "sub-02 has no T1w"),
     "no runs": (remove("bids/sub-02/func"), "sub-02 has no BOLD run"),
     "crossnobis with one run": (one_run, "has one run of task objects, and crossnobis needs two"),
+    "Mahalanobis without noise": (
+        key("rsa", {"measures": ["mahalanobis"], "noise_normalisation": {"source": "none"}}),
+        "mahalanobis is in units of the noise",
+    ),
     "duplicate run": (same_run_twice, "are the same run twice"),
     "run in two formats": (two_formats, "are the same run twice"),
     "multi-echo": (multi_echo, "is multi-echo"),

@@ -320,14 +320,7 @@ def _check_choices(study: Study) -> None:
                     f"sub-{label} has no T1w in {study.config['input']['bids']}: add it, or name "
                     "the subject under exclude in the config"
                 )
-    if study.entry in ("bids", "derivatives") and "crossnobis" in study.measures:
-        for label, subject in study.subjects.items():
-            for task in subject.tasks():
-                if len(subject.of(task)) < 2:
-                    raise InputError(
-                        f"sub-{label} has one run of task {task}, and crossnobis needs two: take "
-                        "crossnobis out of rsa.measures, or exclude the subject"
-                    )
+    _check_measures(study)
     if study.entry == "derivatives" and study.config["regions"]["space"] != study.space:
         key = f"{study.config['regions']['space']}-T1w"
         for label, subject in study.subjects.items():
@@ -337,6 +330,31 @@ def _check_choices(study: Study) -> None:
                     f"{study.space}, with no transform (…from-{key.replace('-', '_to-')}…_xfm.h5): "
                     "give the atlas in the data's space"
                 )
+
+
+def _check_measures(study: Study) -> None:
+    """Refuse dissimilarities that need runs or an estimate of the noise where there is none."""
+    crossvalidated = [name for name in ("crossnobis", "poissoncv") if name in study.measures]
+    if study.entry in ("bids", "derivatives") and crossvalidated:
+        for label, subject in study.subjects.items():
+            for task in subject.tasks():
+                if len(subject.of(task)) < 2:
+                    raise InputError(
+                        f"sub-{label} has one run of task {task}, and {crossvalidated[0]} needs "
+                        f"two: take {crossvalidated[0]} out of rsa.measures, or exclude the subject"
+                    )
+    source = study.config["rsa"]["noise_normalisation"]["source"]
+    if source == "none" and "mahalanobis" in study.measures:
+        raise InputError(
+            "config: rsa.noise_normalisation.source is none, and mahalanobis is in units of the "
+            "noise: choose euclidean in rsa.measures, or another source"
+        )
+    whitened = {"mahalanobis", "crossnobis"} & set(study.measures)
+    if study.entry == "betas" and source == "residuals" and whitened:
+        raise InputError(
+            f"config: rsa.noise_normalisation.source is residuals, and betas come without them: "
+            f"for {sorted(whitened)[0]} set it to betas or none"
+        )
 
 
 def check_inputs(study: Study) -> None:

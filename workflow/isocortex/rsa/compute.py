@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +16,21 @@ from isocortex.bids import read_table
 from isocortex.errors import InputError
 from isocortex.rsa import noise as noise_models
 from isocortex.rsa.dissimilarity import (
+    CROSS_VALIDATED,
+    MEAN_DISTANCES,
     MEASURES,
-    constant_patterns,
-    correlation_distance,
+    WHITENED,
     crossnobis_distance,
-    euclidean_distance,
-    mean_patterns,
+    poisson_cv_distance,
 )
+from isocortex.rsa.patterns import constant_patterns, mean_patterns
 from isocortex.rsa.rdms import MINIMUM_STIMULI, pair_labels, to_vectors
 
 logger = logging.getLogger(__name__)
 
 AVERAGES = ("stimulus", "condition")
 NOISE_SOURCES = ("residuals", "betas", "none")
+MODEL_MEASURES = ("correlation", "cosine", "euclidean")
 _MODEL_BLOCK = 1 << 16
 
 
@@ -57,16 +60,18 @@ def compute_rdms(
     out
         The store to write.
     measure
-        ``correlation`` (1 - Pearson r) or ``euclidean`` (squared, over the number of voxels)
-        between the mean patterns of stimuli over runs, or ``crossnobis`` (cross-validated over
-        runs, in units of the noise).
+        Between the mean patterns of stimuli over runs: ``correlation`` (1 - Pearson r),
+        ``cosine`` (1 - cosine), ``euclidean`` (squared, over the number of voxels),
+        ``mahalanobis`` (that in units of the noise) or ``poisson`` (symmetrised divergence of
+        counts); cross-validated over runs: ``crossnobis`` (Mahalanobis) or ``poissoncv``.
     average_by
         ``stimulus`` or ``condition``: what a row of the RDM is.
     min_voxels
         A region must have at least as many usable voxels.
     noise_normalisation
-        For crossnobis: ``source`` (``residuals`` of the GLM, ``betas`` around their stimulus
-        means, or ``none``) and ``shrinkage`` (`isocortex.rsa.noise_normalisation.SHRINKAGES`).
+        For mahalanobis and crossnobis: ``source`` (``residuals`` of the GLM, ``betas`` around
+        the means of their stimulus and run, or ``none``) and ``shrinkage``
+        (`isocortex.rsa.noise.SHRINKAGES`).
 
     Returns
     -------
@@ -76,8 +81,13 @@ def compute_rdms(
     Raises
     ------
     InputError
-        Where grids differ, a region has too few voxels, a pattern is constant, or crossnobis
-        lacks runs or residuals.
+        Where grids differ, a region has too few voxels, a pattern has no correlation or cosine,
+        counts are negative, or runs or residuals are lacking.
+
+    Notes
+    -----
+    Voxels that are NaN in any trial or residual, or constant, are left out of their region and
+    counted in the store.
     """
     if measure not in MEASURES:
         raise InputError(f"rsa.measures: {measure!r} is not one of {', '.join(MEASURES)}")
@@ -88,20 +98,16 @@ def compute_rdms(
     runs = [str(run) for run in opened["run"].values]
     names, member = _voxels_of_regions(opened, regions, region_labels, where=where)
     settings = {"source": "residuals", "shrinkage": "shrinkage_diag", **(noise_normalisation or {})}
-    source = settings["source"] if measure == "crossnobis" else "none"
-    if measure == "crossnobis":
-        _check_crossnobis(opened, labels, runs, source, where=where)
+    source = settings["source"] if measure in WHITENED else "none"
+    _check_measure(opened, labels, runs, measure, settings["source"], where=where)
 
     used = np.flatnonzero(member.any(axis=0))
     beta = opened["beta"][:, used].values
     residual = opened["residual"][:, used].values if source == "residuals" else None
     usable = usable_voxels(beta)
     if residual is not None:
-        usable &= np.isfinite(residual).all(axis=0) & (residual.std(axis=0) > 0)
-    dof = opened.attrs.get("degrees_of_freedom")
-    dof = int(dof) if isinstance(dof, int | float) and dof > 0 else None
-
-    means, stimuli, _ = mean_patterns(np.where(usable, beta, 0.0), labels)
+        usable &= np.isfinite(residual).all(axis=0)
+        usable &= np.where(usable, residual, 0.0).std(axis=0) > 0
     chosen = [np.flatnonzero(inside & usable) for inside in member[:, used]]
     for name, columns in zip(names, chosen):
         if len(columns) < min_voxels:
@@ -109,55 +115,36 @@ def compute_rdms(
                 f"region {name} has {len(columns)} usable voxels in {where}, fewer than "
                 f"rsa.min_voxels = {min_voxels}: lower it or take the region out of the atlas"
             )
-        flat = constant_patterns(means[:, columns])
-        if measure == "correlation" and flat.any():
-            raise InputError(
-                f"the pattern of {stimuli[int(np.argmax(flat))]} is constant over region {name} "
-                f"in {where}: no correlation is defined; use the measure euclidean or leave the "
-                "stimulus out"
-            )
-
-    def region_rdm(name: str, columns: np.ndarray) -> np.ndarray:
-        if measure != "crossnobis":
-            distance = correlation_distance if measure == "correlation" else euclidean_distance
-            return distance(means[:, columns])
-        patterns = np.asarray(beta[:, columns], dtype=np.float64)
-        if source != "none":
-            if residual is not None:
-                samples, freedom = residual[:, columns], dof
-            else:
-                row = {s: k for k, s in enumerate(stimuli)}
-                samples = patterns - means[np.ix_([row[label] for label in labels], columns)]
-                freedom = len(labels) - len(stimuli)
-            sigma = noise_models.covariance(
-                samples, method=settings["shrinkage"], degrees_of_freedom=freedom
-            )
-            try:
-                patterns = noise_models.whiten(patterns, sigma)
-            except np.linalg.LinAlgError as error:
-                raise InputError(
-                    f"the noise covariance of region {name} in {where} cannot be inverted: set "
-                    "rsa.noise_normalisation.shrinkage to shrinkage_diag"
-                ) from error
-        return crossnobis_distance(patterns, labels, runs)[0]
-
-    import dask
-
-    with parallel.dask_workers(threads):
-        rdms = dask.compute(
-            *(
-                dask.delayed(region_rdm)(name, inside)
-                for name, inside in zip(names, member[:, used])
-            )
+    dof = opened.attrs.get("degrees_of_freedom")
+    analysis = _Analysis(
+        measure=measure,
+        labels=tuple(labels),
+        runs=tuple(runs),
+        source=source,
+        shrinkage=settings["shrinkage"],
+        residual_freedom=int(dof) if isinstance(dof, int | float) and dof > 0 else None,
+        where=where,
+    )
+    stimuli = sorted(set(labels))
+    rdms = list(
+        parallel.map_blocks(
+            _region_rdm,
+            list(zip(names, chosen)),
+            beta,
+            residual,
+            analysis,
+            threads=threads,
+            label=f"RDMs of sub-{subject}",
         )
+    )
     dissimilarity = np.array(rdms)
     missing = int(np.isnan(dissimilarity[0]).sum())
     if missing:
         logger.warning("%s: %d pairs have fewer than 2 runs in common", where, missing)
     if missing == dissimilarity.shape[1]:
         raise InputError(
-            f"no two stimuli share 2 runs in {where}: crossnobis is not possible; choose the "
-            "measure correlation"
+            f"no two stimuli share 2 runs in {where}: {measure} is not possible; choose "
+            "correlation in rsa.measures"
         )
     dropped = {name: int((row & ~usable).sum()) for name, row in zip(names, member[:, used])}
     for name, count in dropped.items():
@@ -181,7 +168,7 @@ def compute_rdms(
             "noise_normalisation": "none"
             if source == "none"
             else f"{source}, {settings['shrinkage']}",
-            "cross_validation": "leave one run out" if measure == "crossnobis" else "none",
+            "cross_validation": "leave one run out" if measure in CROSS_VALIDATED else "none",
             "n_voxels_dropped": dropped,
             "n_pairs_missing": missing,
             "n_runs": len(set(runs)),
@@ -240,17 +227,30 @@ def _groups(betas: xr.Dataset, average_by: str) -> dict[str, list[str]]:
     return {name: sorted(found) for name, found in sorted(members.items())}
 
 
-def _check_crossnobis(
-    betas: xr.Dataset, labels: Sequence[str], runs: Sequence[str], source: str, *, where: str
+def _check_measure(
+    betas: xr.Dataset,
+    labels: Sequence[str],
+    runs: Sequence[str],
+    measure: str,
+    source: str,
+    *,
+    where: str,
 ) -> None:
-    """Raise `InputError` where crossnobis is impossible, with what to choose instead."""
-    if len(set(runs)) < 2:
+    """Raise `InputError` where the data have no such measure, with what to choose instead."""
+    if measure in CROSS_VALIDATED and len(set(runs)) < 2:
         raise InputError(
-            f"{where} has one run: crossnobis needs two or more; choose correlation in rsa.measures"
+            f"{where} has one run: {measure} needs two or more; choose correlation in rsa.measures"
         )
+    if measure not in WHITENED:
+        return
     if source not in NOISE_SOURCES:
         raise InputError(
             f"rsa.noise_normalisation.source: {source!r} is not one of {', '.join(NOISE_SOURCES)}"
+        )
+    if source == "none" and measure == "mahalanobis":
+        raise InputError(
+            "rsa.noise_normalisation.source is none, and mahalanobis is in units of the noise: "
+            "choose euclidean in rsa.measures, or another source"
         )
     if source == "residuals" and not betas.sizes.get("time"):
         raise InputError(
@@ -261,6 +261,90 @@ def _check_crossnobis(
             f"no stimulus is repeated in {where}: set rsa.noise_normalisation.source to "
             "residuals or none"
         )
+
+
+@dataclass(frozen=True)
+class _Analysis:
+    """What the RDMs of all regions of a subject have in common."""
+
+    measure: str
+    labels: tuple[str, ...]
+    runs: tuple[str, ...]
+    source: str
+    shrinkage: str
+    residual_freedom: int | None
+    where: str
+
+
+def _region_rdm(
+    region: tuple[str, np.ndarray],
+    beta: np.ndarray,
+    residual: np.ndarray | None,
+    analysis: _Analysis,
+) -> np.ndarray:
+    """Return the RDM of one region: its name and columns of the betas and residuals."""
+    name, columns = region
+    patterns = np.asarray(beta[:, columns], dtype=np.float64)
+    measure, where = analysis.measure, f"region {name} in {analysis.where}"
+    if measure.startswith("poisson") and (patterns < 0).any():
+        raise InputError(
+            f"betas of {where} are negative: {measure} is for counts; choose another of "
+            "rsa.measures"
+        )
+    if analysis.source != "none":
+        noise = None if residual is None else residual[:, columns]
+        patterns = _whitened(patterns, noise, analysis, where)
+    if measure == "crossnobis":
+        return crossnobis_distance(patterns, analysis.labels, analysis.runs)[0]
+    if measure == "poissoncv":
+        return poisson_cv_distance(patterns, analysis.labels, analysis.runs)[0]
+    means, stimuli, _ = mean_patterns(patterns, analysis.labels)
+    undefined = {
+        "correlation": ("constant", constant_patterns(means)),
+        "cosine": ("zero", ~means.any(axis=1)),
+    }
+    kind, flat = undefined.get(measure, ("", np.zeros(1, dtype=bool)))
+    if flat.any():
+        raise InputError(
+            f"the pattern of {stimuli[int(np.argmax(flat))]} is {kind} over {where}: no {measure} "
+            "is defined; use the measure euclidean or leave the stimulus out"
+        )
+    return MEAN_DISTANCES[measure](means)
+
+
+def _whitened(
+    patterns: np.ndarray, residual: np.ndarray | None, analysis: _Analysis, where: str
+) -> np.ndarray:
+    """Return trials in units of the noise of a region, from residuals or the trials themselves."""
+    if residual is not None:
+        freedom = analysis.residual_freedom or len(residual) - 1
+    else:
+        residual, freedom = noise_models.measurement_residuals(
+            patterns, analysis.labels, analysis.runs
+        )
+    if freedom < 1:
+        raise InputError(
+            f"nothing is left of the betas of {where} without the means of their stimuli and "
+            "runs: set rsa.noise_normalisation.source to residuals or none"
+        )
+    if analysis.shrinkage == "full" and freedom < patterns.shape[1]:
+        raise InputError(
+            f"{where} has {patterns.shape[1]} voxels and {freedom} degrees of freedom of noise: "
+            "its full covariance cannot be inverted; set rsa.noise_normalisation.shrinkage to "
+            "shrinkage_diag"
+        )
+    covariance = noise_models.covariance(
+        np.asarray(residual, dtype=np.float64),
+        method=analysis.shrinkage,
+        degrees_of_freedom=freedom,
+    )
+    try:
+        return noise_models.whiten(patterns, covariance)
+    except np.linalg.LinAlgError as error:
+        raise InputError(
+            f"the noise covariance of {where} cannot be inverted: set "
+            "rsa.noise_normalisation.shrinkage to shrinkage_diag"
+        ) from error
 
 
 def _voxels_of_regions(
@@ -311,40 +395,31 @@ def compute_model_rdms(
     out
         The store to write.
     model_measure
-        ``correlation`` (1 - Pearson r over units) or ``euclidean`` (squared, over the number of
-        units).
+        Over units: ``correlation`` (1 - Pearson r), ``cosine`` (1 - cosine) or ``euclidean``
+        (squared, over the number of units).
 
     Raises
     ------
     InputError
-        Where features are not finite, or a stimulus' features are constant.
+        Where features are not finite, or a stimulus' features are constant (or zero).
     """
-    if model_measure not in ("correlation", "euclidean"):
+    if model_measure not in MODEL_MEASURES:
         raise InputError(
-            f"rsa.model_measure: {model_measure!r} is not one of correlation, euclidean"
+            f"rsa.model_measure: {model_measure!r} is not one of {', '.join(MODEL_MEASURES)}"
         )
     layers = store.groups(features)
-    stimuli: list[str] = []
-    rows = []
-    model = ""
-    with parallel.dask_workers(threads):
-        for layer in layers:
-            opened = store.open(features, "features", group=layer)
-            model = str(opened.attrs["model"])
-            names = [str(s) for s in opened["stimulus"].values]
-            order = np.argsort(np.array(names), kind="stable")
-            ordered = [names[k] for k in order]
-            if len(set(ordered)) < len(ordered):
-                raise InputError(f"{features}: layer {layer} has a stimulus twice: extract again")
-            if stimuli and ordered != stimuli:
-                raise InputError(
-                    f"{features}: layer {layer} has other stimuli than {layers[0]}: extract again"
-                )
-            stimuli = ordered
-            activation = opened["activation"].values.reshape(len(names), -1)[order]
-            rows.append(
-                _feature_rdm(activation, stimuli, model_measure, where=f"{features} ({layer})")
+    found = list(
+        parallel.map_blocks(
+            _layer_rdm, layers, str(features), model_measure, threads=threads, label="model RDMs"
+        )
+    )
+    model, stimuli, _ = found[0]
+    for layer, (_, others, _) in zip(layers, found):
+        if others != stimuli:
+            raise InputError(
+                f"{features}: layer {layer} has other stimuli than {layers[0]}: extract again"
             )
+    rows = [row for _, _, row in found]
     first, second = pair_labels(stimuli)
     dataset = xr.Dataset(
         {"dissimilarity": (("layer", "pair"), np.array(rows))},
@@ -356,6 +431,19 @@ def compute_model_rdms(
         attrs={"model": model, "measure": model_measure},
     )
     return store.write(dataset, out, spec="model_rdms", sources=[features], code=code)
+
+
+def _layer_rdm(layer: str, features: str, measure: str) -> tuple[str, list[str], np.ndarray]:
+    """Return the model's name, the sorted stimuli and the RDM of one layer."""
+    opened = store.open(features, "features", group=layer)
+    names = [str(s) for s in opened["stimulus"].values]
+    order = np.argsort(np.array(names), kind="stable")
+    stimuli = [names[k] for k in order]
+    if len(set(stimuli)) < len(stimuli):
+        raise InputError(f"{features}: layer {layer} has a stimulus twice: extract again")
+    activation = opened["activation"].values.reshape(len(names), -1)[order]
+    rdm = _feature_rdm(activation, stimuli, measure, where=f"{features} ({layer})")
+    return str(opened.attrs["model"]), stimuli, rdm
 
 
 def _feature_rdm(
@@ -378,7 +466,8 @@ def _feature_rdm(
             kernel += x @ x.T
         own = np.diag(kernel)
         return to_vectors(own[:, None] + own[None, :] - 2 * kernel) / n_units
-    mean = activation.mean(axis=1, dtype=np.float64)[:, None]
+    # Correlation is the cosine of patterns without their mean.
+    mean = activation.mean(axis=1, dtype=np.float64)[:, None] if measure == "correlation" else 0.0
     for block in blocks:
         x = activation[:, block].astype(np.float64) - mean
         kernel += x @ x.T
@@ -386,7 +475,8 @@ def _feature_rdm(
     flat = norm <= 1e-7 * np.sqrt(n_units) * np.maximum(np.abs(activation).max(axis=1), 1e-30)
     if flat.any():
         raise InputError(
-            f"{where}: features of {stimuli[int(np.argmax(flat))]} are constant, no correlation "
-            "is defined: set rsa.model_measure to euclidean or leave the layer out"
+            f"{where}: features of {stimuli[int(np.argmax(flat))]} are "
+            f"{'constant' if measure == 'correlation' else 'zero'}, no {measure} is defined: set "
+            "rsa.model_measure to euclidean or leave the layer out"
         )
     return 1.0 - to_vectors(kernel / np.outer(norm, norm))
