@@ -86,6 +86,24 @@ def options_but(section, *keys):
     return {key: value for key, value in CONFIG[section].items() if key not in keys}
 
 
+TRSA_OPTIONAL = ("dependence", "persistence")
+
+
+def optional_trsa(part, *shared):
+    """Return the keys of an optional part of `trsa`, with some that it shares, for params."""
+    own = {key: value for key, value in CONFIG["trsa"][part].items() if key != "run"}
+    return options("trsa", *shared) | own
+
+
+def topology_options(*without):
+    """Return what the config's section trsa says of statistics and inference."""
+    return {
+        key: value
+        for key, value in options_but("trsa", *without).items()
+        if not isinstance(value, dict)
+    }
+
+
 # Paths of the stores: the only place where they are written.
 
 
@@ -123,6 +141,14 @@ def identification_store(task="{task}", measure="{measure}"):
 
 def topology_store(task="{task}", measure="{measure}"):
     return f"{RESULTS}/trsa/task-{task}_measure-{measure}_topology.zarr"
+
+
+def dependence_store(task="{task}", measure="{measure}"):
+    return f"{RESULTS}/trsa/task-{task}_measure-{measure}_dependence.zarr"
+
+
+def persistence_store(task="{task}", measure="{measure}"):
+    return f"{RESULTS}/trsa/task-{task}_measure-{measure}_persistence.zarr"
 
 
 def encoding_store(subject="{subject}", task="{task}", model="{model}"):
@@ -599,12 +625,18 @@ def study_stores(kind):
         return [rdms_store(s, t, m) for t, m in pairs for s in STUDY.with_task(t)]
     if kind == "identification":
         return [identification_store(*pair) for pair in pairs]
+    if kind in TRSA_OPTIONAL and not CONFIG["trsa"][kind]["run"]:
+        return []
+    if kind == "persistence":
+        return [persistence_store(*pair) for pair in pairs]
     if not has_models():
         return []
     if kind == "scores":
         return [scores_store(*pair) for pair in pairs]
     if kind == "topology":
         return [topology_store(*pair) for pair in pairs]
+    if kind == "dependence":
+        return [dependence_store(*pair) for pair in pairs]
     if kind == "searchlight_group":
         # Only in a template space do subjects share a grid.
         shared = has_searchlight() and STUDY.space != "T1w"
@@ -658,7 +690,8 @@ def target_rsa():
 
 
 def target_trsa():
-    return manifests_of([*study_stores("identification"), *study_stores("topology")])
+    kinds = ("identification", "topology", *TRSA_OPTIONAL)
+    return manifests_of([store for kind in kinds for store in study_stores(kind)])
 
 
 def target_encoding():

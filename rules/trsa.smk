@@ -17,7 +17,7 @@ rule identify_regions:
         mem_mb=3000,
         runtime=120,
     params:
-        options=options("trsa"),
+        options=options_but("trsa", "comparison", *TRSA_OPTIONAL),
         seed=SEED,
         code=code_version("identify_regions"),
     script:
@@ -45,8 +45,64 @@ rule compare_topology:
         mem_mb=3000,
         runtime=120,
     params:
-        options=options_but("trsa", "permutations"),
+        options=options_but("trsa", "permutations", *TRSA_OPTIONAL),
         seed=SEED,
         code=code_version("compare_topology"),
     script:
         "../workflow/compare_topology.py"
+
+
+rule measure_dependence:
+    """Test the brain's dependence on the models over all pairs of thresholds (AGTDM)."""
+    input:
+        rdms=ancient(task_rdms),
+        rdm_manifests=task_rdm_manifests,
+        model_rdms=ancient(task_model_rdms),
+        model_manifests=task_model_rdm_manifests,
+    output:
+        store=directory(dependence_store()),
+        manifest=manifest_of(dependence_store()),
+    log:
+        log_of("measure_dependence", "task-{task}", "measure-{measure}"),
+    benchmark:
+        benchmark_of("measure_dependence", "task-{task}", "measure-{measure}")
+    conda:
+        "../envs/rsa.yaml"
+    threads: 2
+    resources:
+        mem_mb=3000,
+        runtime=120,
+    params:
+        options=optional_trsa("dependence", "scale", "permutations"),
+        seed=SEED,
+        code=code_version("measure_dependence"),
+    script:
+        "../workflow/measure_dependence.py"
+
+
+rule summarise_persistence:
+    """Summarise the persistent homology of the regions' RDMs."""
+    input:
+        rdms=ancient(task_rdms),
+        rdm_manifests=task_rdm_manifests,
+    output:
+        store=directory(persistence_store()),
+        manifest=manifest_of(persistence_store()),
+    log:
+        log_of("summarise_persistence", "task-{task}", "measure-{measure}"),
+    benchmark:
+        benchmark_of("summarise_persistence", "task-{task}", "measure-{measure}")
+    conda:
+        "../envs/rsa.yaml"
+    threads: 2
+    resources:
+        mem_mb=3000,
+        runtime=120,
+    params:
+        options=optional_trsa(
+            "persistence", "permutations", "bootstrap_samples", "interval"
+        ),
+        seed=SEED,
+        code=code_version("summarise_persistence"),
+    script:
+        "../workflow/summarise_persistence.py"

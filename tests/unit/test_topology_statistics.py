@@ -20,6 +20,7 @@ from isocortex.errors import InputError
 from isocortex.rsa.rdms import to_matrices, to_vectors
 from isocortex.rsa.transforms import parse_transform, ranks, threshold_values
 from isocortex.topology import (
+    SummarySet,
     TopologyOptions,
     adjacency,
     family,
@@ -326,6 +327,9 @@ def test_options_name_the_key_and_what_to_do():
         ({"scale": "ranks"}, "scale"),
         ({"geodesic_graphs": ["nearest"]}, "geodesic_graphs"),
         ({"disconnected": "inf"}, "disconnected"),
+        ({"statistics": ["rgdm"]}, "statistics"),
+        ({"comparison": "cosine"}, "comparison"),
+        ({"sigmoid_slope": 0.0}, "sigmoid_slope"),
         ({"geodesic_lower": 0.9}, "geodesic_lower"),
         ({"geodesic_upper": 2.0}, "quantiles"),
         ({"geodesic_fraction": 0.0}, "geodesic_fraction"),
@@ -343,7 +347,11 @@ def test_defaults_and_keys_are_those_of_the_schema(root):
     from dataclasses import asdict
 
     schema = json.loads((root / "workflow/schemas/config/trsa.json").read_text())
-    defaults = {key: value["default"] for key, value in schema["properties"].items()}
+    defaults = {
+        key: value["default"]
+        for key, value in schema["properties"].items()
+        if value["type"] != "object"  # the optional parts have rules of their own
+    }
     ours = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(TopologyOptions()).items()}
     assert ours.pop("seed") == 0  # the study's, not the section's
     assert ours == defaults
@@ -352,7 +360,9 @@ def test_defaults_and_keys_are_those_of_the_schema(root):
 def test_statistics_are_named_once_each():
     graphs = ["twostep", "p_shortest", "p_nearest", "k_nearest"]
     names = [s.name for s in list_statistics(TopologyOptions(geodesic_graphs=graphs))]
-    assert len(set(names)) == len(names) == 3 + 55 + 4
+    assert len(set(names)) == len(names) == 3 + 55 + 9 + 1 + 4
+    assert names[58:60] == ["adjacency(0.10)", "adjacency(0.20)"]
+    assert names[67] == "sigmoid"
     assert names[:4] == ["rdm", "rank_rdm", "unit_rdm", "rgtm(0.00,0.10)"]
     assert names[-4:] == [
         "rgdm(0.00,0.80)",
@@ -360,6 +370,33 @@ def test_statistics_are_named_once_each():
         "rgdm(p_nearest,0.05)",
         "rgdm(k_nearest,5)",
     ]
+
+
+@pytest.mark.parametrize("scale", ["rank", "raw"])
+def test_every_statistic_of_a_set_is_the_function_of_its_name(rdms, scale):
+    options = TopologyOptions(
+        grid_step=0.25,
+        scale=scale,
+        sigmoid_slope=6.0,
+        sigmoid_centre=0.4,
+        geodesic_graphs=["twostep", "k_nearest"],
+    )
+    estimator = {**PAPER, "scale": scale}
+    found = SummarySet(rdms, options)
+    names = {statistic.name: statistic for statistic in list_statistics(options)}
+    for name, expected in (
+        ("rdm", rdms),
+        ("rank_rdm", rank_rdm(rdms)),
+        ("unit_rdm", unit_rdm(rdms)),
+        ("rgtm(0.25,0.75)", rgtm(rdms, 0.25, 0.75, **estimator)),
+        ("adjacency(0.25)", adjacency(rdms, 0.25, **estimator)),
+        ("sigmoid(6,0.4)", sigmoid_gt(rdms, scale=scale, slope=6.0, centre=0.4)),
+        ("rgdm(0.00,0.80)", rgdm(rdms, **estimator)),
+        ("rgdm(k_nearest,5)", rgdm(rdms, graph="k_nearest", **estimator)),
+    ):
+        np.testing.assert_allclose(found.compute(names[name]), expected, atol=1e-12)
+    few = list_statistics(TopologyOptions(statistics=[], geodesic_graphs=[]))
+    assert [statistic.name for statistic in few] == ["rdm", "rank_rdm", "unit_rdm"]
 
 
 def test_ranks_and_quantiles_equal_scipy_and_numpy_with_ties():

@@ -45,6 +45,7 @@ _VERSIONED = [
     "xarray",
     "dask",
     "zarr",
+    "gudhi",
     "torch",
     "torchvision",
     "timm",

@@ -294,6 +294,12 @@ SPECS: dict[str, Spec] = {
             "confusion": Array(
                 ("statistic", "region", "predicted"), "i4", "count of region taken for predicted"
             ),
+            "sensitivity": Array(
+                ("statistic", "region"), "f8", "share of subjects whose region was found"
+            ),
+            "specificity": Array(
+                ("statistic", "region"), "f8", "share of other regions not taken for the region"
+            ),
             "ratio": Array(("statistic",), "f8", "within- over across-region distance"),
             "n_pairs": Array(("statistic",), "i4", "pairs of stimuli that were used"),
             "chosen": Array(("subject",), "str", "threshold pair that the others chose"),
@@ -314,7 +320,65 @@ SPECS: dict[str, Spec] = {
             "measure",
             "task",
             "flag",
+            "flags",
             "regions_left_out",
+        ),
+    ),
+    "layer_identification": Spec(
+        doc="Identification of the layers of left-out seeds of a network, noise added to the RDMs",
+        arrays={
+            "accuracy": Array(
+                ("noise", "statistic"), "f8", "share of layers identified, mean over noise draws"
+            ),
+            "accuracy_low": Array(("noise", "statistic"), "f8", "lower end of the interval"),
+            "accuracy_high": Array(("noise", "statistic"), "f8", "upper end of the interval"),
+            "p": Array(("noise", "statistic"), "f8", "p-value against chance, by permutation"),
+            "p_corrected": Array(
+                ("noise", "statistic"), "f8", "p-value corrected for all statistics of a noise"
+            ),
+            "gain": Array(("noise", "statistic"), "f8", "accuracy less that of the rank RDM"),
+            "gain_low": Array(("noise", "statistic"), "f8", "lower end of the gain's interval"),
+            "gain_high": Array(("noise", "statistic"), "f8", "upper end of the gain's interval"),
+            "ratio": Array(("noise", "statistic"), "f8", "within- over across-layer distance"),
+            "n_pairs": Array(("noise", "statistic"), "i4", "pairs of stimuli that were used"),
+            "sensitivity": Array(
+                ("noise", "statistic", "layer"), "f8", "share of the times a layer was found"
+            ),
+            "specificity": Array(
+                ("noise", "statistic", "layer"),
+                "f8",
+                "share of other layers not taken for the layer",
+            ),
+            "accuracy_seed": Array(("noise", "statistic", "seed"), "f8", "share in one seed"),
+            "confusion": Array(
+                ("noise", "statistic", "layer", "predicted"),
+                "i4",
+                "count of layer taken for predicted, over seeds and noise draws",
+            ),
+            "chosen": Array(
+                ("noise", "seed"), "str", "threshold pair that the others chose most often"
+            ),
+            "family": Array(("statistic",), "str", "family of the threshold pair"),
+            "lower": Array(("statistic",), "f8", "l"),
+            "upper": Array(("statistic",), "f8", "u"),
+            "noise": Array(("noise",), "f8", "noise added, SD of an RDM's entries"),
+            "draws": Array(("noise",), "i4", "draws of the noise"),
+            "statistic": Array(("statistic",), "str", "summary statistic"),
+            "layer": Array(("layer",), "str", "true layer"),
+            "predicted": Array(("predicted",), "str", "predicted layer"),
+            "seed": Array(("seed",), "str", "left-out seed: name of its model"),
+        },
+        attrs=(
+            "network",
+            "scale",
+            "threshold",
+            "pool",
+            "geodesic",
+            "chance",
+            "measure",
+            "flag",
+            "flags",
+            "layers_left_out",
         ),
     ),
     "topology": Spec(
@@ -344,7 +408,126 @@ SPECS: dict[str, Spec] = {
             "subject": Array(("subject",), "str", "subject label"),
             **_PREDICTOR,
         },
-        attrs=("scale", "threshold", "pool", "geodesic", "measure", "task"),
+        attrs=(
+            "scale",
+            "threshold",
+            "pool",
+            "geodesic",
+            "comparison",
+            "measure",
+            "task",
+            "flags",
+        ),
+    ),
+    "dependence": Spec(
+        doc="Adaptive geo-topological dependence of brain RDMs on model RDMs (AGTDM)",
+        arrays={
+            "agtdm": Array(
+                ("predictor", "region", "subject"),
+                "f8",
+                "distance correlation at the thresholds chosen for the mean over subjects",
+            ),
+            "agtdm_subject": Array(
+                ("predictor", "region", "subject"),
+                "f8",
+                "largest distance correlation of the subject, at thresholds of its own",
+            ),
+            "p_subject": Array(
+                ("predictor", "region", "subject"), "f8", "p-value of agtdm_subject, by permutation"
+            ),
+            "mean": Array(
+                ("predictor", "region"), "f8", "largest mean over subjects; compare with null_mean"
+            ),
+            "null_mean": Array(
+                ("predictor", "region"), "f8", "mean over permutations of the largest mean"
+            ),
+            "p": Array(("predictor", "region"), "f8", "p-value of the mean, maximised anew"),
+            "p_corrected": Array(
+                ("predictor", "region"),
+                "f8",
+                "p-value corrected over predictors and regions (largest standardised mean)",
+            ),
+            "lower_brain": Array(("predictor", "region"), "f8", "quantile l of the brain's RDMs"),
+            "upper_brain": Array(("predictor", "region"), "f8", "quantile u of the brain's RDMs"),
+            "lower_model": Array(("predictor", "region"), "f8", "quantile l of the model's RDM"),
+            "upper_model": Array(("predictor", "region"), "f8", "quantile u of the model's RDM"),
+            "distance_correlation": Array(
+                ("predictor", "region"), "f8", "mean over subjects without thresholds (0, 1)"
+            ),
+            "p_distance_correlation": Array(
+                ("predictor", "region"), "f8", "p-value of distance_correlation, by permutation"
+            ),
+            "region": Array(("region",), "str", "name of the region"),
+            "subject": Array(("subject",), "str", "subject label"),
+            **_PREDICTOR,
+        },
+        attrs=("scale", "threshold", "levels", "permutations", "measure", "task", "flags"),
+    ),
+    "persistence": Spec(
+        doc="Persistent homology of regions' RDMs (Vietoris-Rips), in dimensions 0 and 1",
+        arrays={
+            "betti": Array(
+                ("dimension", "threshold", "region", "subject"), "f8", "bars at the threshold"
+            ),
+            "total_persistence": Array(
+                ("dimension", "region", "subject"), "f8", "sum of the bars' lengths"
+            ),
+            "longest": Array(("dimension", "region", "subject"), "f8", "length of the longest bar"),
+            "entropy": Array(
+                ("dimension", "region", "subject"), "f8", "entropy of the bars' lengths, nats"
+            ),
+            "n_bars": Array(("dimension", "region", "subject"), "f8", "bars of any length"),
+            "distance": Array(
+                ("dimension", "region", "other"), "f8", "diagrams' distance, mean over subjects"
+            ),
+            "distance_low": Array(
+                ("dimension", "region", "other"), "f8", "lower end of the interval over subjects"
+            ),
+            "distance_high": Array(
+                ("dimension", "region", "other"), "f8", "upper end of the interval over subjects"
+            ),
+            "distance_subject": Array(
+                ("dimension", "region", "other", "subject"),
+                "f8",
+                "distance of two regions' diagrams within a subject",
+            ),
+            "distance_across": Array(
+                ("dimension", "region", "other"),
+                "f8",
+                "distance between different subjects, mean over pairs; the same region too",
+            ),
+            "ratio": Array(
+                ("dimension",), "f8", "same over other regions' distance between subjects"
+            ),
+            "difference": Array(
+                ("dimension", "region", "other"),
+                "f8",
+                "total persistence of region less that of other, mean over subjects",
+            ),
+            "difference_low": Array(
+                ("dimension", "region", "other"), "f8", "lower end of the interval over subjects"
+            ),
+            "difference_high": Array(
+                ("dimension", "region", "other"), "f8", "upper end of the interval over subjects"
+            ),
+            "accuracy": Array(("dimension",), "f8", "share of regions identified by diagrams"),
+            "accuracy_low": Array(("dimension",), "f8", "lower end of the interval"),
+            "accuracy_high": Array(("dimension",), "f8", "upper end of the interval"),
+            "accuracy_subject": Array(("dimension", "subject"), "f8", "share in one subject"),
+            "p": Array(("dimension",), "f8", "p-value against chance, by permutation"),
+            "p_corrected": Array(
+                ("dimension",), "f8", "p-value corrected for both dimensions (largest accuracy)"
+            ),
+            "confusion": Array(
+                ("dimension", "region", "other"), "i4", "count of region taken for other"
+            ),
+            "dimension": Array(("dimension",), "str", "H0 (components) or H1 (loops)"),
+            "threshold": Array(("threshold",), "f8", "value of the filtration, 0 to 1"),
+            "region": Array(("region",), "str", "name of the region"),
+            "other": Array(("other",), "str", "second region of a pair"),
+            "subject": Array(("subject",), "str", "subject label"),
+        },
+        attrs=("filtration", "distance", "measure", "task", "chance", "flag"),
     ),
     "encoding": Spec(
         doc="Prediction of one subject's responses from the layers of one model",
