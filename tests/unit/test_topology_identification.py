@@ -17,11 +17,14 @@ from isocortex.topology import (
     draw_permutations,
     gram,
     identification_dataset,
+    identify,
     identify_regions,
     leave_one_out_distances,
+    list_statistics,
     nested_scores,
     permutation_accuracy,
     permutation_p,
+    sensitivity_specificity,
 )
 
 FAST = {"grid_step": 0.5, "bootstrap_samples": 200, "permutations": 200}
@@ -144,6 +147,38 @@ def test_nested_scores_never_see_the_subject_left_out():
         assert abs(nested_scores(gram(other))[left] - scores[left]) < 1e-9
 
 
+def test_sensitivity_and_specificity_equal_counts_one_region_against_the_others():
+    rng = np.random.default_rng(12)
+    true = np.tile(np.arange(4), 15)
+    found = np.where(rng.random(60) < 0.5, true, rng.integers(0, 4, 60))
+    confusion = np.zeros((4, 4), dtype=np.int32)
+    np.add.at(confusion, (true, found), 1)
+    sensitivity, specificity = sensitivity_specificity(confusion)
+    for region in range(4):
+        is_it, said = true == region, found == region
+        assert sensitivity[region] == pytest.approx(said[is_it].mean())
+        assert specificity[region] == pytest.approx(1 - said[~is_it].mean())
+
+
+def test_sets_are_draws_of_one_study_and_are_averaged():
+    rng = np.random.default_rng(13)
+    sets = np.stack(
+        [regions_with_noise(rng, subjects=4, regions=3, stimuli=20, noise=1.5) for _ in range(2)]
+    )
+    options = TopologyOptions(**FAST)
+    statistics = list_statistics(options)
+    both, choice = identify(sets, statistics, options, threads=2)
+    alone = [identify(sets[k : k + 1], statistics, options) for k in range(2)]
+    for name in ("accuracy", "gain", "ratio", "sensitivity", "specificity", "accuracy_subject"):
+        expected = np.mean([one[name] for one, _ in alone], axis=0)
+        np.testing.assert_allclose(both[name], expected, atol=1e-12)
+    assert np.array_equal(both["confusion"], sum(one["confusion"] for one, _ in alone))
+    assert np.array_equal(choice, np.concatenate([chosen for _, chosen in alone]))
+    # Samples are averaged before their quantiles: narrower than either alone, on the whole.
+    width = [(o["accuracy_high"] - o["accuracy_low"]).mean() for o in (both, alone[0][0])]
+    assert width[0] < width[1]
+
+
 def test_two_topologies_are_told_apart():
     """A ring, a line and a spiral of the same stimuli, with subjects' own noise."""
     rng = np.random.default_rng(5)
@@ -172,6 +207,11 @@ def test_two_topologies_are_told_apart():
     np.testing.assert_allclose(
         result["accuracy_subject"].mean("subject").values, result["accuracy"].values
     )
+    # As many of every region, so that the mean sensitivity is the accuracy.
+    np.testing.assert_allclose(result["sensitivity"].mean("region"), result["accuracy"])
+    false = (1 - result["specificity"]).mean("region") * 2
+    np.testing.assert_allclose(false, 1 - result["accuracy"], atol=1e-12)
+    assert (result["accuracy"].sel(statistic=["adjacency(0.25)", "sigmoid"]) > 0.7).all()
 
 
 def test_gain_differences_are_beaten_by_rank_and_unit_baselines():
@@ -256,9 +296,17 @@ def test_left_out_regions_and_missing_subjects_are_said():
     assert "sub-03" in left["region3"]
     assert "equal" in left["region3"]
     assert np.isfinite(result["accuracy"]).all()
+    assert result.attrs["flags"] == [
+        f"region {region} is left out of the identification, which needs a usable RDM of all 4 "
+        f"subjects: {why}"
+        for region, why in left.items()
+    ]
+    few = identification_dataset(brain_of(x[..., :15]), TopologyOptions(**FAST))
+    assert "only subjects are resampled: 6 stimuli, at least 10" in few.attrs["flags"][0]
 
     alone = identification_dataset(brain_of(x[:1]), TopologyOptions(**FAST))
     assert "at least 2 subjects" in alone.attrs["flag"]
+    assert "no identification: it needs at least 2 subjects, has 1" in alone.attrs["flags"]
     assert np.isnan(alone["accuracy"]).all()
     assert (alone["chosen"] == "").all()
 
@@ -266,6 +314,7 @@ def test_left_out_regions_and_missing_subjects_are_said():
     assert pair.attrs["flag"] == ""
     assert np.isfinite(pair["accuracy"].values[:-1]).all()
     assert np.isnan(pair["accuracy"].sel(statistic="rgtm(nested)"))
+    assert any("at least 3" in flag and "nested" in flag for flag in pair.attrs["flags"])
 
 
 def test_of_two_subjects_none_is_resampled():
@@ -297,6 +346,9 @@ def test_every_option_is_used():
         {"scale": "raw"},
         {"threshold": "absolute", "scale": "raw"},
         {"pool": "all", "scale": "raw"},
+        {"statistics": ["rgtm"]},
+        {"sigmoid_slope": 3.0},
+        {"sigmoid_centre": 0.2},
         {"geodesic_lower": 0.4},
         {"geodesic_upper": 0.5},
         {"geodesic_fraction": 0.4},

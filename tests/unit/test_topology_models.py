@@ -8,6 +8,7 @@ from scipy.stats import binom, pearsonr, spearmanr, ttest_1samp
 
 from isocortex import store
 from isocortex.errors import InputError
+from isocortex.rsa.compare import correlate
 from isocortex.rsa.rdms import BrainRDMs, pair_labels, to_matrices, to_vectors
 from isocortex.topology import (
     TopologyOptions,
@@ -16,6 +17,7 @@ from isocortex.topology import (
     correlations,
     draw_bootstrap,
     infer,
+    rank_rdm,
     topology_dataset,
 )
 
@@ -267,3 +269,34 @@ def test_stage_joins_models_by_stimulus_and_repeats_its_bytes(tmp_path):
     direct = dataset(brain, models, 10)
     np.testing.assert_allclose(got["score"].values, direct["score"].values, atol=1e-12)
     assert list(got["best_predictor"].sel(statistic="rank_rdm").values) == ["net/c", "net/a"]
+
+
+@pytest.mark.parametrize("comparison", ["spearman", "corr_cov", "rho_a"])
+def test_statistics_are_compared_as_asked(comparison):
+    rng = np.random.default_rng(30)
+    brain, models = planted(rng, subjects=3, stimuli=12, noise=1.0)
+    brain[1, 0] = np.nan
+    result = dataset(brain, models, 12, comparison=comparison)
+    assert result.attrs["comparison"] == comparison
+    scores = result["score_subject"]
+    expected = correlate(rank_rdm(models), rank_rdm(brain[2]), comparison=comparison)
+    np.testing.assert_allclose(scores.sel(statistic="rank_rdm")[..., 2], expected, atol=1e-12)
+    assert np.isnan(scores.sel(statistic="rank_rdm")[:, 0, 1]).all()
+    assert np.isfinite(result["p"]).all()
+    pearson = dataset(brain, models, 12)
+    name = "adjacency(0.50)"
+    assert (scores.sel(statistic=name) - pearson["score_subject"].sel(statistic=name)).any()
+
+
+def test_what_too_few_subjects_or_gaps_take_away_is_said():
+    rng = np.random.default_rng(31)
+    brain, models = planted(rng, subjects=3, stimuli=12, noise=1.0)
+    brain[0, 1, 4] = np.nan
+    brain[1, 1] = 2.0
+    models[2] = 1.0
+    flags = dataset(brain, models, 12).attrs["flags"]
+    assert [flag.split(":")[0] for flag in flags[:2]] == ["region region1"] * 2
+    assert "sub-01 has an RDM with 1 NaN" in flags[0]
+    assert "region region1 has 1 usable subjects, at least 2 are needed" in flags[2]
+    assert flags[3].startswith("net/layer2 has an RDM with NaN or without spread")
+    assert dataset(brain[:, :1], models[:2], 12).attrs["flags"] == []

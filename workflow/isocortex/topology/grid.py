@@ -12,10 +12,13 @@ from isocortex.errors import InputError
 from isocortex.rsa.geodesics import DISCONNECTED, GRAPHS, rgdm
 from isocortex.rsa.transforms import (
     Estimator,
+    Transform,
     family,
+    level_text,
     on_scale,
     ramp,
     rank_rdm,
+    sigmoid_gt,
     threshold_grid,
     threshold_values,
     unit_rdm,
@@ -23,6 +26,9 @@ from isocortex.rsa.transforms import (
 
 RESAMPLES = ("both", "subjects", "stimuli")
 BASELINES = ("rdm", "rank_rdm", "unit_rdm")
+TRANSFORMED = ("rgtm", "adjacency", "sigmoid")
+COMPARED_BY = ("pearson", "spearman", "corr_cov", "rho_a")
+"""Comparisons of statistics whose score is 0 where brain and model have nothing in common."""
 NESTED = "rgtm(nested)"
 
 
@@ -40,12 +46,16 @@ class TopologyOptions:
     scale: str = "rank"
     threshold: str = "quantile"
     pool: str = "rdm"
+    statistics: Sequence[str] = TRANSFORMED
+    sigmoid_slope: float = 10.0
+    sigmoid_centre: float = 0.5
     geodesic_graphs: Sequence[str] = ("twostep",)
     geodesic_lower: float = 0.0
     geodesic_upper: float = 0.8
     geodesic_fraction: float = 0.05
     geodesic_neighbours: int = 5
     disconnected: str = "one_step"
+    comparison: str = "pearson"
     resample: str = "both"
     bootstrap_samples: int = 1000
     permutations: int = 1000
@@ -58,8 +68,11 @@ class TopologyOptions:
             threshold_grid(self.grid_step)
         except ValueError as error:
             raise InputError(f"{error} (config section trsa)") from error
+        for name in self.statistics:
+            _one_of("statistics", name, TRANSFORMED)
         for graph in self.geodesic_graphs:
             _one_of("geodesic_graphs", graph, GRAPHS)
+        _one_of("comparison", self.comparison, COMPARED_BY)
         _one_of("disconnected", self.disconnected, DISCONNECTED)
         _one_of("resample", self.resample, RESAMPLES)
         if self.geodesic_lower > self.geodesic_upper:
@@ -72,6 +85,10 @@ class TopologyOptions:
         ):
             raise InputError(
                 "geodesic_lower and geodesic_upper are quantiles in config section trsa: use 0 to 1"
+            )
+        if not self.sigmoid_slope > 0:
+            raise InputError(
+                f"sigmoid_slope is {self.sigmoid_slope} in config section trsa: use a value above 0"
             )
         if not 0 < self.geodesic_fraction <= 1:
             raise InputError(
@@ -107,11 +124,12 @@ class Statistic:
     Attributes
     ----------
     name
-        As ``rank_rdm``, ``rgtm(0.20,0.80)``, ``rgdm(k_nearest,5)``.
+        As ``rank_rdm``, ``rgtm(0.20,0.80)``, ``adjacency(0.50)``, ``rgdm(k_nearest,5)``.
     family
-        ``baseline``, ``geodesic``, or the family of the threshold pair.
+        ``baseline``, ``adjacency``, ``sigmoid``, ``geodesic``, or the family of the threshold pair
+        of an RGTM.
     lower, upper
-        l and u, NaN where there are none.
+        l and u, which are one value for an adjacency; NaN where there are none.
     graph
         Of an RGDM, else empty.
     """
@@ -122,24 +140,42 @@ class Statistic:
     upper: float = float("nan")
     graph: str = ""
 
+    @property
+    def chosen_from(self) -> bool:
+        """Whether the nested choice of (l, u) may take this statistic."""
+        return self.name.startswith("rgtm(")
+
 
 def list_statistics(options: TopologyOptions) -> list[Statistic]:
-    """Return the baselines, all RGTM(l, u) of the grid and the RGDMs, in the order of results."""
+    """Return all statistics in the order of results.
+
+    The baselines, the RGTM(l, u) of the grid, adjacencies at its levels between 0 and 1, the
+    sigmoid, and the RGDMs: of each kind what the options ask for.
+    """
     found = [Statistic(name, "baseline") for name in BASELINES]
-    for lower, upper in threshold_grid(options.grid_step):
-        name = f"rgtm({lower:.2f},{upper:.2f})"
-        found.append(Statistic(name, family(lower, upper), lower, upper))
+    grid = threshold_grid(options.grid_step)
+    if "rgtm" in options.statistics:
+        for lower, upper in grid:
+            name = f"rgtm({level_text(lower)},{level_text(upper)})"
+            found.append(Statistic(name, family(lower, upper), lower, upper))
+    if "adjacency" in options.statistics:
+        for level in sorted({lower for lower, _ in grid} - {0.0}):
+            name = f"adjacency({level_text(level)})"
+            found.append(Statistic(name, "adjacency", level, level))
+    if "sigmoid" in options.statistics:
+        transform = Transform("sigmoid", (options.sigmoid_slope, options.sigmoid_centre))
+        found.append(Statistic(transform.name, "sigmoid"))
     for graph in options.geodesic_graphs:
         if graph == "twostep":
             low, high = options.geodesic_lower, options.geodesic_upper
-            found.append(Statistic(f"rgdm({low:.2f},{high:.2f})", "geodesic", low, high, graph))
+            name = Transform("rgdm", (low, high), graph).name
+            found.append(Statistic(name, "geodesic", low, high, graph))
         else:
             value = (
-                f"{options.geodesic_neighbours}"
-                if graph == "k_nearest"
-                else f"{options.geodesic_fraction:.2f}"
+                options.geodesic_neighbours if graph == "k_nearest" else options.geodesic_fraction
             )
-            found.append(Statistic(f"rgdm({graph},{value})", "geodesic", graph=graph))
+            name = Transform("rgdm", (float(value),), graph).name
+            found.append(Statistic(name, "geodesic", graph=graph))
     return found
 
 
@@ -173,7 +209,7 @@ class SummarySet:
         return dict(zip(levels, values))
 
     def prepare(self) -> SummarySet:
-        """Compute what statistics share, before several threads ask for it."""
+        """Compute what statistics share, before several workers ask for it."""
         _ = self._thresholds
         return self
 
@@ -196,6 +232,13 @@ class SummarySet:
         if statistic.family == "baseline":
             return {"rdm": np.array, "rank_rdm": rank_rdm, "unit_rdm": unit_rdm}[statistic.name](
                 self._rdms
+            )
+        if statistic.family == "sigmoid":
+            return sigmoid_gt(
+                self._rdms,
+                scale=options.scale,
+                slope=options.sigmoid_slope,
+                centre=options.sigmoid_centre,
             )
         return ramp(
             self._scaled, self._thresholds[statistic.lower], self._thresholds[statistic.upper]

@@ -231,6 +231,28 @@ def distance_ratio(products: np.ndarray) -> float:
     return float(within / across) if across > 0 else float("nan")
 
 
+def sensitivity_specificity(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return how often each region was found, and how often others were not taken for it.
+
+    Parameters
+    ----------
+    confusion
+        Counts of a region (row) taken for a region (column), shape (..., region, region).
+
+    Returns
+    -------
+    sensitivity : numpy.ndarray
+        True positives over the times that the region was shown, shape (..., region).
+    specificity : numpy.ndarray
+        True negatives over the times that another region was shown, shape (..., region).
+    """
+    hits = np.einsum("...rr->...r", confusion)
+    shown = confusion.sum(axis=-1)
+    others = shown.sum(axis=-1, keepdims=True) - shown
+    false = confusion.sum(axis=-2) - hits
+    return hits / shown, 1.0 - false / others
+
+
 def bootstrap_accuracy(
     statistic: np.ndarray, draws: Draws, *, pairs: np.ndarray | None = None
 ) -> np.ndarray:

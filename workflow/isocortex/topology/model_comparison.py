@@ -19,15 +19,34 @@ def _without_gaps(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(known[:, None], filled, 0.0), known
 
 
-def correlations(brain: np.ndarray, models: np.ndarray) -> np.ndarray:
-    """Return Pearson correlations of every model layer's statistic with every RDM's.
+def _of_pairs(rows: np.ndarray, pairs: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows with pairs that are not used as NaN, and which rows have values and spread."""
+    pairs = np.ones(rows.shape[-1], dtype=bool) if pairs is None else pairs
+    used, known = _without_gaps(rows[:, pairs])
+    full = np.full(rows.shape, np.nan)
+    full[:, pairs] = used
+    return full, known
+
+
+def correlations(
+    brain: np.ndarray,
+    models: np.ndarray,
+    *,
+    comparison: str = "pearson",
+    pairs: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return correlations of every model layer's statistic with every RDM's.
 
     Parameters
     ----------
     brain
-        Shape (subject, region, pair); rows with NaN are taken as missing.
+        Shape (subject, region, pair), all pairs of the stimuli; rows with NaN are taken as missing.
     models
         Shape (predictor, pair).
+    comparison
+        One of `grid.COMPARED_BY`.
+    pairs
+        Which pairs to use, bool (pair,); all where not given.
 
     Returns
     -------
@@ -35,17 +54,22 @@ def correlations(brain: np.ndarray, models: np.ndarray) -> np.ndarray:
         Shape (predictor, region, subject); NaN where a row is missing or without spread.
     """
     n_subjects, n_regions, n_pairs = brain.shape
-    rows, known = _without_gaps(brain.reshape(-1, n_pairs))
-    layers, spread = _without_gaps(models)
+    rows, known = _of_pairs(brain.reshape(-1, n_pairs), pairs)
+    layers, spread = _of_pairs(models, pairs)
     scores = np.full((len(models), len(rows)), np.nan)
     if known.any() and spread.any():
-        found = correlate(layers[spread], rows[known], comparison="pearson")
+        found = correlate(layers[spread], rows[known], comparison=comparison)
         scores[np.ix_(spread, known)] = np.clip(found, -1.0, 1.0)
     return scores.reshape(len(models), n_subjects, n_regions).swapaxes(1, 2)
 
 
 def bootstrap_means(
-    brain: np.ndarray, models: np.ndarray, draws: Draws, *, pairs: np.ndarray | None = None
+    brain: np.ndarray,
+    models: np.ndarray,
+    draws: Draws,
+    *,
+    comparison: str = "pearson",
+    pairs: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return mean correlations over subjects under bootstraps of stimuli, and of both.
 
@@ -57,6 +81,8 @@ def bootstrap_means(
         Shape (predictor, pair).
     draws
         Bootstrap samples.
+    comparison
+        One of `grid.COMPARED_BY`.
     pairs
         Which pairs to use, bool (pair,); all where not given.
 
@@ -69,19 +95,15 @@ def bootstrap_means(
     """
     n_subjects, n_regions, n_pairs = brain.shape
     pairs = np.ones(n_pairs, dtype=bool) if pairs is None else pairs
-    used, known = _without_gaps(brain.reshape(-1, n_pairs)[:, pairs])
-    layers, spread = _without_gaps(models[:, pairs])
-    rows = np.zeros((len(used), n_pairs))
-    rows[:, pairs] = used
-    full = np.zeros((len(layers), n_pairs))
-    full[:, pairs] = layers
+    rows, known = _of_pairs(brain.reshape(-1, n_pairs), pairs)
+    full, spread = _of_pairs(models, pairs)
     present = known.reshape(n_subjects, n_regions)
     shape = (len(draws), len(models), n_regions)
     by_stimuli, by_both = np.full(shape, np.nan), np.full(shape, np.nan)
     if not known.any() or not spread.any():
         return by_stimuli, by_both
     found = bootstrap_scores(
-        full[spread], rows[known], draws.stimuli, comparison="pearson", valid=pairs
+        full[spread], rows[known], draws.stimuli, comparison=comparison, valid=pairs
     )
     for samples, scores in found:
         r = np.full((len(scores), int(spread.sum()), len(rows)), np.nan)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import dask
 import numpy as np
 import xarray as xr
 
 from isocortex import parallel, store
 from isocortex.errors import InputError
-from isocortex.rsa.rdms import BrainRDMs, align_models, load_rdms, n_stimuli
+from isocortex.rsa.rdms import BrainRDMs, align_models, load_rdms
 from isocortex.rsa.scores import FEWEST_STIMULI
 from isocortex.topology import identification, model_comparison
 from isocortex.topology.grid import (
@@ -23,12 +22,16 @@ from isocortex.topology.grid import (
     TopologyOptions,
     list_statistics,
 )
+from isocortex.topology.identification import Draws
+from isocortex.topology.identify import (
+    DIMS,
+    FEWEST_SUBJECTS,
+    LEAST_PAIRS,
+    empty_outcome,
+    identify,
+)
 
 logger = logging.getLogger(__name__)
-
-LEAST_PAIRS = 3
-FEWEST_SUBJECTS = 3
-"""Of fewer, a bootstrap sample with one to leave out and one to learn from is always the data."""
 
 
 def identify_regions(
@@ -45,6 +48,8 @@ def identify_regions(
     With fewer than 2 subjects or 2 regions there is nothing to identify: the store is written all
     the same, with NaN and the reason in its attribute ``flag``. Regions that some subject lacks,
     or whose RDM has gaps or no spread there, are left out, the reasons in ``regions_left_out``.
+    What too few subjects or stimuli kept from being computed is in ``flags``, with the number
+    needed.
 
     Parameters
     ----------
@@ -134,28 +139,31 @@ def _check_options(brain: BrainRDMs, options: TopologyOptions) -> None:
         )
 
 
-def _resampled(brain: BrainRDMs, options: TopologyOptions) -> TopologyOptions:
-    """Return the options with what can be resampled: stimuli only where there are enough."""
-    if len(brain.stimuli) >= FEWEST_STIMULI or options.resample == "subjects":
-        return options
-    few = f"{len(brain.stimuli)} stimuli, at least {FEWEST_STIMULI} are needed to resample them"
-    if options.resample == "stimuli":
-        raise InputError(f"resample is stimuli in config section trsa, with {few}: use subjects")
-    logger.warning("only subjects are resampled: task %s has %s", brain.task, few)
-    return replace(options, resample="subjects")
+def resampled(
+    options: TopologyOptions, n_stimuli: int, *, n_subjects: int | None = None
+) -> tuple[TopologyOptions, list[str]]:
+    """Return the options with what can be resampled, and why that is less than was asked for.
 
-
-def _identification_resampled(brain: BrainRDMs, options: TopologyOptions) -> TopologyOptions:
-    """Return the options with what the bootstrap of an identification can resample.
-
-    A sample needs one subject to leave out and another to learn from: of two subjects every
-    sample is the data, so that only stimuli are left to resample.
+    Stimuli need to be `FEWEST_STIMULI`. Subjects, where their number is given, need to be
+    `FEWEST_SUBJECTS`: a sample of an identification needs one to leave out and another to learn
+    from, so that of two subjects every sample is the data.
     """
-    options = _resampled(brain, options)
-    if len(brain.subjects) >= FEWEST_SUBJECTS or options.resample != "both":
-        return options
-    logger.warning("only stimuli are resampled: %d subjects", len(brain.subjects))
-    return replace(options, resample="stimuli")
+    flags = []
+    if n_stimuli < FEWEST_STIMULI and options.resample != "subjects":
+        few = f"{n_stimuli} stimuli, at least {FEWEST_STIMULI} are needed to resample them"
+        if options.resample == "stimuli":
+            raise InputError(
+                f"resample is stimuli in config section trsa, with {few}: use subjects"
+            )
+        flags.append(f"only subjects are resampled: {few}")
+        options = replace(options, resample="subjects")
+    elif n_subjects is not None and n_subjects < FEWEST_SUBJECTS and options.resample == "both":
+        flags.append(
+            f"only stimuli are resampled: {n_subjects} subjects, at least {FEWEST_SUBJECTS} are "
+            "needed to resample them"
+        )
+        options = replace(options, resample="stimuli")
+    return options, flags
 
 
 def unusable(brain: BrainRDMs) -> dict[tuple[str, str], str]:
@@ -177,34 +185,19 @@ def unusable(brain: BrainRDMs) -> dict[tuple[str, str], str]:
     return reasons
 
 
-def _run_all(
-    statistics: Sequence[Statistic], work: Callable[[Statistic], dict], *, threads: int
-) -> list[dict]:
-    """Return the work's results for all statistics, in order, with a log line every tenth."""
-    done: list[str] = []  # appending is atomic, so threads may share it
-
-    def one(statistic: Statistic) -> dict:
-        result = work(statistic)
-        done.append(statistic.name)
-        if len(done) % max(1, len(statistics) // 10) == 0 or len(done) == len(statistics):
-            logger.info("%d of %d statistics done", len(done), len(statistics))
-        return result
-
-    with parallel.dask_workers(threads):
-        return list(dask.compute(*(dask.delayed(one)(s) for s in statistics)))
-
-
 def identification_dataset(
     brain: BrainRDMs, options: TopologyOptions, *, threads: int = 1
 ) -> xr.Dataset:
     """Return the identification analysis of a set of subjects' RDMs, see `identify_regions`."""
-    options = _identification_resampled(brain, options)
-    reasons = unusable(brain)
+    options, flags = resampled(options, len(brain.stimuli), n_subjects=len(brain.subjects))
     left_out: dict[str, str] = {}
-    for (_, region), reason in reasons.items():
+    for (_, region), reason in unusable(brain).items():
         left_out[region] = f"{left_out[region]}, {reason}" if region in left_out else reason
-    for region, reason in left_out.items():
-        logger.warning("region %s is left out of the identification: %s", region, reason)
+    flags += [
+        f"region {region} is left out of the identification, which needs a usable RDM of all "
+        f"{len(brain.subjects)} subjects: {reason}"
+        for region, reason in left_out.items()
+    ]
     regions = [region for region in brain.regions if region not in left_out]
     flag = ""
     if len(brain.subjects) < 2:
@@ -213,24 +206,30 @@ def identification_dataset(
         flag = f"needs at least 2 regions that all subjects have, has {len(regions)}"
     statistics = list_statistics(options)
     if flag:
-        logger.warning("no identification: it %s", flag)
-        outcome = _empty_outcome(len(statistics) + 1, len(brain.subjects), len(brain.regions))
+        flags = [f"no identification: it {flag}", *flags]
         regions = list(brain.regions)
+        outcome = empty_outcome(len(statistics) + 1, len(brain.subjects), len(regions))
+        choice = np.full((1, len(brain.subjects)), len(statistics))
     else:
+        if len(brain.subjects) < FEWEST_SUBJECTS:
+            flags.append(
+                f"no nested choice of (l, u): {len(brain.subjects)} subjects, at least "
+                f"{FEWEST_SUBJECTS} are needed"
+            )
         index = [brain.regions.index(region) for region in regions]
-        outcome = _identify(brain.dissimilarity[:, index], statistics, options, threads)
-    every = [*statistics, Statistic(NESTED, "nested")]
-    arrays = {name: (dims, outcome[name]) for name, dims in _IDENTIFICATION_DIMS.items()}
+        outcome, choice = identify(
+            brain.dissimilarity[None, :, index], statistics, options, threads=threads
+        )
+    for line in flags:
+        logger.warning("%s", line)
+    arrays = {name: (dims, outcome[name]) for name, dims in DIMS.items()}
     # Which pair each fold chose, by name.
-    names = np.array([s.name for s in statistics] + [""], dtype=object)
-    arrays["chosen"] = (("subject",), names[outcome["choice"]])
+    names = np.array([*(s.name for s in statistics), ""], dtype=object)
+    arrays["chosen"] = (("subject",), names[choice[0]])
     return xr.Dataset(
         arrays,
         coords={
-            "statistic": np.array([s.name for s in every], dtype=object),
-            "family": ("statistic", np.array([s.family for s in every], dtype=object)),
-            "lower": ("statistic", np.array([s.lower for s in every])),
-            "upper": ("statistic", np.array([s.upper for s in every])),
+            **statistic_coords([*statistics, Statistic(NESTED, "nested")]),
             "region": np.array(regions, dtype=object),
             "predicted": np.array(regions, dtype=object),
             "subject": np.array(brain.subjects, dtype=object),
@@ -239,186 +238,21 @@ def identification_dataset(
             **_shared_attrs(brain, options),
             "chance": 1 / len(regions) if regions else float("nan"),
             "flag": flag,
+            "flags": flags,
             "methods": "" if flag else _identification_methods(options, len(brain.subjects)),
             "regions_left_out": left_out,
         },
     )
 
 
-_IDENTIFICATION_DIMS = {
-    "accuracy": ("statistic",),
-    "accuracy_low": ("statistic",),
-    "accuracy_high": ("statistic",),
-    "p": ("statistic",),
-    "p_corrected": ("statistic",),
-    "gain": ("statistic",),
-    "gain_low": ("statistic",),
-    "gain_high": ("statistic",),
-    "ratio": ("statistic",),
-    "n_pairs": ("statistic",),
-    "accuracy_subject": ("statistic", "subject"),
-    "confusion": ("statistic", "region", "predicted"),
-}
-
-
-def _empty_outcome(n_statistics: int, n_subjects: int, n_regions: int) -> dict[str, np.ndarray]:
-    sizes = {
-        "statistic": n_statistics,
-        "subject": n_subjects,
-        "region": n_regions,
-        "predicted": n_regions,
+def statistic_coords(statistics: Sequence[Statistic]) -> dict[str, object]:
+    """Return the coordinates along ``statistic`` of a store."""
+    return {
+        "statistic": np.array([s.name for s in statistics], dtype=object),
+        "family": ("statistic", np.array([s.family for s in statistics], dtype=object)),
+        "lower": ("statistic", np.array([s.lower for s in statistics])),
+        "upper": ("statistic", np.array([s.upper for s in statistics])),
     }
-    outcome = {
-        name: np.full([sizes[dim] for dim in dims], np.nan)
-        for name, dims in _IDENTIFICATION_DIMS.items()
-    }
-    for name in ("n_pairs", "confusion"):
-        outcome[name] = np.zeros(outcome[name].shape, dtype=np.int32)
-    outcome["choice"] = np.full(n_subjects, n_statistics - 1)
-    return outcome
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What one statistic gave: shares found by (subject,) or (sample, subject), and the rest."""
-
-    predicted: np.ndarray
-    ratio: float
-    n_pairs: int
-    bootstrap: np.ndarray
-    null: np.ndarray
-    nested: np.ndarray | None
-    nested_null: np.ndarray | None
-
-
-def _identify(
-    rdms: np.ndarray, statistics: Sequence[Statistic], options: TopologyOptions, threads: int
-) -> dict[str, np.ndarray]:
-    """Return the arrays of the identification store, `NESTED` last along statistics."""
-    n_subjects, n_regions, n_pairs = rdms.shape
-    draws = identification.draw_bootstrap(
-        options.bootstrap_samples,
-        subjects=n_subjects,
-        stimuli=n_stimuli(n_pairs),
-        resample=options.resample,
-        seed=options.seed,
-    )
-    permutations = identification.draw_permutations(
-        options.permutations, subjects=n_subjects, regions=n_regions, seed=options.seed
-    )
-    nested = n_subjects > 2  # one to leave out, two to choose among
-    summaries = SummarySet(rdms.reshape(-1, n_pairs), options).prepare()
-
-    def one(statistic: Statistic) -> _Found | None:
-        values = summaries.compute(statistic)
-        kept = np.isfinite(values).all(axis=0)
-        if kept.sum() < LEAST_PAIRS:
-            logger.warning("%s: %d pairs are left: no result", statistic.name, kept.sum())
-            return None
-        values = values.reshape(rdms.shape)
-        used = values[..., kept]
-        if (np.ptp(used.reshape(-1, used.shape[-1]), axis=0) == 0).all():
-            logger.warning("%s is the same for all RDMs: no result", statistic.name)
-            return None
-        products = identification.gram(used)
-        score = statistic.family not in ("baseline", "geodesic") and nested
-        null, nested_null = identification.permutation_accuracy(
-            products, permutations, nested=score
-        )
-        return _Found(
-            predicted=identification.leave_one_out_distances(products).argmin(axis=-1),
-            ratio=identification.distance_ratio(products),
-            n_pairs=int(kept.sum()),
-            bootstrap=identification.bootstrap_accuracy(values, draws, pairs=kept),
-            null=null,
-            nested=identification.nested_scores(products) if score else None,
-            nested_null=nested_null,
-        )
-
-    found = _run_all(statistics, one, threads=threads)
-    outcome = _empty_outcome(len(statistics) + 1, n_subjects, n_regions)
-    if nested:
-        found.append(_choose(found, outcome["choice"]))
-    else:
-        logger.warning("%s needs at least 3 subjects: no result", NESTED)
-        found.append(None)
-    weights = draws.subjects / draws.subjects.sum(axis=1, keepdims=True)
-    truth = np.arange(n_regions)
-
-    def pooled(result: _Found) -> np.ndarray:
-        return (result.bootstrap * weights).sum(axis=1)
-
-    # The largest accuracy over the statistics in each permutation bounds the chance that any
-    # of them is called significant; the nested one is a single test and needs no correction.
-    tested = [result for result in found[:-1] if result is not None]
-    largest = (
-        np.max([result.null.mean(axis=1) for result in tested], axis=0)
-        if tested
-        else np.zeros(options.permutations)
-    )
-    reference = found[[s.name for s in statistics].index("rank_rdm")]
-    varies = options.resample != "subjects" or n_subjects >= FEWEST_SUBJECTS
-    for k, result in enumerate(found):
-        if result is None:
-            continue
-        right = result.predicted == truth
-        accuracy = right.mean()
-        outcome["accuracy"][k] = accuracy
-        outcome["accuracy_subject"][k] = right.mean(axis=1)
-        samples = pooled(result)
-        if varies:
-            ends = identification.bootstrap_interval(
-                samples, accuracy, interval=options.interval, bounds=(0, 1)
-            )
-            outcome["accuracy_low"][k], outcome["accuracy_high"][k] = ends
-        outcome["p"][k] = identification.permutation_p(accuracy, result.null.mean(axis=1))
-        outcome["p_corrected"][k] = (
-            identification.permutation_p(accuracy, largest)
-            if k < len(statistics)
-            else outcome["p"][k]
-        )
-        if reference is not None:
-            gain = accuracy - (reference.predicted == truth).mean()
-            outcome["gain"][k] = gain
-            if varies:
-                ends = identification.bootstrap_interval(
-                    samples - pooled(reference), gain, interval=options.interval, bounds=(-1, 1)
-                )
-                outcome["gain_low"][k], outcome["gain_high"][k] = ends
-        outcome["ratio"][k] = result.ratio
-        outcome["n_pairs"][k] = result.n_pairs
-        for region in range(n_regions):
-            outcome["confusion"][k, region] = np.bincount(
-                result.predicted[:, region], minlength=n_regions
-            )
-    return outcome
-
-
-def _choose(found: Sequence[_Found | None], choice: np.ndarray) -> _Found | None:
-    """Return the RGTM of the pair (l, u) chosen anew for each left-out subject by the others.
-
-    Permutations repeat the choice; bootstrap samples keep that of the data. Writes the index of
-    each subject's choice into ``choice``.
-    """
-    candidates = [k for k, result in enumerate(found) if result and result.nested is not None]
-    if not candidates:
-        return None
-    cells = [found[k] for k in candidates]
-    subjects = np.arange(len(choice))
-    best = np.argmax([cell.nested for cell in cells], axis=0)
-    choice[:] = np.array(candidates)[best]
-    null_best = np.argmax([cell.nested_null for cell in cells], axis=0)
-    null = np.stack([cell.null for cell in cells])
-    samples = np.arange(null.shape[1])[:, None]
-    return _Found(
-        predicted=np.stack([cells[best[s]].predicted[s] for s in subjects]),
-        ratio=float(np.mean([cells[best[s]].ratio for s in subjects])),
-        n_pairs=min(cells[best[s]].n_pairs for s in subjects),
-        bootstrap=np.stack([cells[best[s]].bootstrap[:, s] for s in subjects], axis=1),
-        null=null[null_best, samples, subjects],
-        nested=None,
-        nested_null=None,
-    )
 
 
 def topology_dataset(
@@ -446,20 +280,32 @@ def topology_dataset(
     threads
         Cores to use.
     """
-    options = _resampled(brain, options)
-    n_subjects, n_regions = brain.dissimilarity.shape[:2]
+    options, flags = resampled(options, len(brain.stimuli))
+    n_subjects = len(brain.subjects)
     reasons = unusable(brain)
-    for (_, region), reason in reasons.items():
-        logger.warning("region %s: %s: without that subject", region, reason)
+    flags += [
+        f"region {region}: {reason}: compared without that subject"
+        for (_, region), reason in reasons.items()
+    ]
     usable = np.array([[(s, r) not in reasons for r in brain.regions] for s in brain.subjects])
     if not usable.any():
         raise InputError(
             f"no subject has a usable RDM of measure {brain.measure} in task {brain.task} "
             f"({next(iter(reasons.values()))}): check the regions"
         )
+    for region, count in zip(brain.regions, usable.sum(axis=0)):
+        if count < 2 and options.resample != "stimuli":
+            flags.append(
+                f"region {region} has {count} usable subjects, at least 2 are needed for inference "
+                "over subjects"
+            )
     fit = np.isfinite(model_rdms).all(axis=1) & (np.ptp(np.nan_to_num(model_rdms), axis=1) > 0)
-    for name in np.array(predictors, dtype=object)[~fit]:
-        logger.warning("%s has an RDM with NaN or without spread: no score", name)
+    flags += [
+        f"{name} has an RDM with NaN or without spread: no score"
+        for name in np.array(predictors, dtype=object)[~fit]
+    ]
+    for line in flags:
+        logger.warning("%s", line)
     draws = identification.draw_bootstrap(
         options.bootstrap_samples,
         subjects=n_subjects,
@@ -469,38 +315,23 @@ def topology_dataset(
         least_subjects=1,
     )
     statistics = list_statistics(options)
-    of_brain = SummarySet(brain.dissimilarity[usable], options).prepare()
-    of_models = SummarySet(model_rdms[fit], options).prepare() if fit.any() else None
-
-    def one(statistic: Statistic) -> dict[str, np.ndarray]:
-        values = np.full(brain.dissimilarity.shape, np.nan)
-        values[usable] = of_brain.compute(statistic)
-        layer_values = np.full(model_rdms.shape, np.nan)
-        if of_models is not None:
-            layer_values[fit] = of_models.compute(statistic)
-        pairs = np.isfinite(values[usable]).all(axis=0) & np.isfinite(layer_values[fit]).all(axis=0)
-        scores = np.full((len(model_rdms), n_regions, n_subjects), np.nan)
-        empty = np.full((1, len(model_rdms), n_regions), np.nan)
-        by_stimuli, by_both = empty, empty
-        if pairs.sum() >= LEAST_PAIRS:
-            scores = model_comparison.correlations(values[..., pairs], layer_values[:, pairs])
-            if options.resample != "subjects":
-                by_stimuli, by_both = model_comparison.bootstrap_means(
-                    values, layer_values, draws, pairs=pairs
-                )
-        else:
-            logger.warning("%s: %d pairs are left: no result", statistic.name, pairs.sum())
-        inferred = model_comparison.infer(
-            scores,
-            by_stimuli,
-            by_both,
-            n_stimuli=len(brain.stimuli),
-            resample=options.resample,
-            interval=options.interval,
+    results = list(
+        parallel.map_blocks(
+            compare_by,
+            statistics,
+            SummarySet(brain.dissimilarity[usable], options).prepare(),
+            SummarySet(model_rdms[fit], options).prepare() if fit.any() else None,
+            usable,
+            fit,
+            draws,
+            options,
+            threads=threads,
+            label="comparison of statistics",
         )
-        return {**inferred, "score_subject": scores, "n_pairs": np.int32(pairs.sum())}
-
-    results = _run_all(statistics, one, threads=threads)
+    )
+    for statistic, result in zip(statistics, results):
+        if result["n_pairs"] < LEAST_PAIRS:
+            logger.warning("%s: %d pairs are left: no result", statistic.name, result["n_pairs"])
     stacked = {key: np.stack([result[key] for result in results]) for key in results[0]}
     names = np.array([*predictors, ""], dtype=object)
     mean = stacked["score"]
@@ -522,10 +353,7 @@ def topology_dataset(
             "n_pairs": (("statistic",), stacked["n_pairs"]),
         },
         coords={
-            "statistic": np.array([s.name for s in statistics], dtype=object),
-            "family": ("statistic", np.array([s.family for s in statistics], dtype=object)),
-            "lower": ("statistic", np.array([s.lower for s in statistics])),
-            "upper": ("statistic", np.array([s.upper for s in statistics])),
+            **statistic_coords(statistics),
             "region": np.array(brain.regions, dtype=object),
             "subject": np.array(brain.subjects, dtype=object),
             "predictor": np.array(predictors, dtype=object),
@@ -535,16 +363,79 @@ def topology_dataset(
         attrs={
             **_shared_attrs(brain, options),
             "alternative": "greater",
+            "comparison": options.comparison,
+            "flags": flags,
             "methods": _topology_methods(options),
             "left_out": {f"{region} of sub-{s}": why for (s, region), why in reasons.items()},
         },
     )
 
 
+def compare_by(
+    statistic: Statistic,
+    of_brain: SummarySet,
+    of_models: SummarySet | None,
+    usable: np.ndarray,
+    fit: np.ndarray,
+    draws: Draws,
+    options: TopologyOptions,
+) -> Mapping[str, np.ndarray]:
+    """Return scores and inference of one statistic, see `topology_dataset`.
+
+    Parameters
+    ----------
+    statistic
+        Which.
+    of_brain, of_models
+        The usable RDMs of subjects' regions and of model layers.
+    usable, fit
+        Which subjects' regions, (subject, region), and which layers those are, bool.
+    draws
+        Bootstrap samples.
+    options
+        See `TopologyOptions`.
+    """
+    of_usable = of_brain.compute(statistic)
+    values = np.full((*usable.shape, of_usable.shape[-1]), np.nan)
+    values[usable] = of_usable
+    layers = np.full((len(fit), of_usable.shape[-1]), np.nan)
+    if of_models is not None:
+        layers[fit] = of_models.compute(statistic)
+    pairs = np.isfinite(of_usable).all(axis=0) & np.isfinite(layers[fit]).all(axis=0)
+    scores = np.full((len(fit), *usable.shape[::-1]), np.nan)
+    empty = np.full((1, len(fit), usable.shape[1]), np.nan)
+    by_stimuli, by_both = empty, empty
+    if pairs.sum() >= LEAST_PAIRS:
+        scores = model_comparison.correlations(
+            values, layers, comparison=options.comparison, pairs=pairs
+        )
+        if options.resample != "subjects":
+            by_stimuli, by_both = model_comparison.bootstrap_means(
+                values, layers, draws, comparison=options.comparison, pairs=pairs
+            )
+    inferred = model_comparison.infer(
+        scores,
+        by_stimuli,
+        by_both,
+        n_stimuli=draws.stimuli.shape[1],
+        resample=options.resample,
+        interval=options.interval,
+    )
+    return {**inferred, "score_subject": scores, "n_pairs": np.int32(pairs.sum())}
+
+
 _RESAMPLED = {
     "both": "subjects and stimuli",
     "subjects": "subjects",
     "stimuli": "stimuli",
+}
+
+
+_COMPARED = {
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+    "corr_cov": "whitened Pearson correlation",
+    "rho_a": "Spearman correlation under random tie-breaking (rho-a)",
 }
 
 
@@ -572,7 +463,8 @@ def _topology_methods(options: TopologyOptions) -> str:
         "stimuli": "the bootstrap of stimuli",
     }[options.resample]
     return (
-        "Summary statistics of regions and of model layers were compared by Pearson correlation, "
+        "Summary statistics of regions and of model layers were compared by "
+        f"{_COMPARED[options.comparison]}, "
         f"means over subjects tested against 0 (one-sided t-test) with {variance}; p-values were "
         "corrected over layers and regions by Holm's method."
     )
