@@ -13,8 +13,8 @@ from isocortex.rsa import crossnobis_distance
 
 
 def run(*, small: bool = False) -> dict[str, Any]:
-    """62 stimuli x 6 runs x 500 voxels, noise white."""
-    stimuli, runs, voxels = (8, 3, 40) if small else (62, 6, 500)
+    """100 conditions x 6 runs x 500 voxels, noise white: from trials to distances, both."""
+    stimuli, runs, voxels = (8, 3, 40) if small else (100, 6, 500)
     rng = np.random.default_rng(0)
     patterns = rng.standard_normal((stimuli * runs, voxels))
     labels = np.tile([f"s{k:03d}" for k in range(stimuli)], runs)
@@ -32,5 +32,5 @@ def run(*, small: bool = False) -> dict[str, Any]:
         tolerance=1e-10,
         one_thread=True,
         package="rsatoolbox",
-        note=f"{stimuli} stimuli x {runs} runs x {voxels} voxels, leave one run out",
+        note=f"{stimuli} conditions x {runs} runs x {voxels} voxels, from trials to RDM",
     )
