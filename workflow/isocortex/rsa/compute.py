@@ -99,7 +99,7 @@ def compute_rdms(
     names, member = _voxels_of_regions(opened, regions, region_labels, where=where)
     settings = {"source": "residuals", "shrinkage": "shrinkage_diag", **(noise_normalisation or {})}
     source = settings["source"] if measure in WHITENED else "none"
-    _check_measure(opened, labels, runs, measure, settings["source"], where=where)
+    check_measure(opened, labels, runs, measure, settings["source"], where=where)
 
     used = np.flatnonzero(member.any(axis=0))
     beta = opened["beta"][:, used].values
@@ -173,7 +173,7 @@ def compute_rdms(
             "n_pairs_missing": missing,
             "n_runs": len(set(runs)),
             "average_by": average_by,
-            "groups": json.dumps(_groups(opened, average_by), sort_keys=True),
+            "groups": json.dumps(condition_groups(opened, average_by), sort_keys=True),
         },
     )
     return store.write(
@@ -217,8 +217,8 @@ def usable_voxels(beta: np.ndarray) -> np.ndarray:
     return finite & (np.where(finite, beta, 0.0).std(axis=0) > 0)
 
 
-def _groups(betas: xr.Dataset, average_by: str) -> dict[str, list[str]]:
-    """Return the stimuli of each condition where rows are conditions."""
+def condition_groups(betas: xr.Dataset, average_by: str) -> dict[str, list[str]]:
+    """Return the stimuli of each condition where rows are conditions (``average_by``)."""
     if average_by == "stimulus":
         return {}
     members: dict[str, set[str]] = {}
@@ -227,7 +227,7 @@ def _groups(betas: xr.Dataset, average_by: str) -> dict[str, list[str]]:
     return {name: sorted(found) for name, found in sorted(members.items())}
 
 
-def _check_measure(
+def check_measure(
     betas: xr.Dataset,
     labels: Sequence[str],
     runs: Sequence[str],
@@ -235,31 +235,44 @@ def _check_measure(
     source: str,
     *,
     where: str,
+    key: str = "rsa.measures",
 ) -> None:
-    """Raise `InputError` where the data have no such measure, with what to choose instead."""
+    """Raise `InputError` where the data have no such measure, with what to choose instead.
+
+    Parameters
+    ----------
+    betas
+        ``betas`` store.
+    labels, runs
+        Of each trial.
+    measure
+        One of `MEASURES`.
+    source
+        Of the noise covariance.
+    where
+        File and subject, for the error.
+    key
+        Of the config, that the measure is from; the noise normalisation is beside it.
+    """
+    noise_key = f"{key.split('.')[0]}.noise_normalisation.source"
     if measure in CROSS_VALIDATED and len(set(runs)) < 2:
         raise InputError(
-            f"{where} has one run: {measure} needs two or more; choose correlation in rsa.measures"
+            f"{where} has one run: {measure} needs two or more; choose correlation in {key}"
         )
     if measure not in WHITENED:
         return
     if source not in NOISE_SOURCES:
-        raise InputError(
-            f"rsa.noise_normalisation.source: {source!r} is not one of {', '.join(NOISE_SOURCES)}"
-        )
+        raise InputError(f"{noise_key}: {source!r} is not one of {', '.join(NOISE_SOURCES)}")
     if source == "none" and measure == "mahalanobis":
         raise InputError(
-            "rsa.noise_normalisation.source is none, and mahalanobis is in units of the noise: "
-            "choose euclidean in rsa.measures, or another source"
+            f"{noise_key} is none, and mahalanobis is in units of the noise: choose euclidean in "
+            f"{key}, or another source"
         )
     if source == "residuals" and not betas.sizes.get("time"):
-        raise InputError(
-            f"{where} holds no GLM residuals: set rsa.noise_normalisation.source to betas or none"
-        )
+        raise InputError(f"{where} holds no GLM residuals: set {noise_key} to betas or none")
     if source == "betas" and len(labels) <= len(set(labels)):
         raise InputError(
-            f"no stimulus is repeated in {where}: set rsa.noise_normalisation.source to "
-            "residuals or none"
+            f"no stimulus is repeated in {where}: set {noise_key} to residuals or none"
         )
 
 

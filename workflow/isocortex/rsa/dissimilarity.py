@@ -277,11 +277,44 @@ def poisson_cv_distance(
     """
     design = crossvalidation_design(labels, runs)
     means = design.run_means(np.asarray(patterns, dtype=np.float64), centre=False)
-    here = (design.counts > 0)[..., None]
+    distance = poisson_cv_of_run_means(
+        means, design, prior_mean=prior_mean, prior_weight=prior_weight
+    )
+    return distance, design.stimuli, design.common
+
+
+def poisson_cv_of_run_means(
+    means: np.ndarray,
+    design: CrossvalidationDesign,
+    *,
+    prior_mean: float = PRIOR_MEAN,
+    prior_weight: float = PRIOR_WEIGHT,
+    voxels_first: bool = False,
+    n_voxels: int | np.ndarray | None = None,
+) -> np.ndarray:
+    """Return cross-validated Poisson divergences of stacks of run-wise mean counts.
+
+    Parameters
+    ----------
+    means
+        From `CrossvalidationDesign.run_means` with ``centre=False``.
+    design, voxels_first, n_voxels
+        As in `crossnobis_of_run_means`.
+    prior_mean, prior_weight
+        As in `poisson_cv_distance`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (..., n_pairs); NaN for pairs with fewer than 2 runs in common.
+    """
+    here = (design.counts > 0).T if voxels_first else (design.counts > 0)[..., None]
+    others = _mean_of_other_runs(means, design, voxels_first)
     test = np.log(_posterior_rate(means, prior_mean, prior_weight))
-    train = _posterior_rate(_mean_of_other_runs(means, design, False), prior_mean, prior_weight)
-    distance = _distance_over_folds(train * here, test * here, design, False)
-    return _per_voxel(distance, means.shape[-1], None), design.stimuli, design.common
+    train = _posterior_rate(others, prior_mean, prior_weight)
+    distance = _distance_over_folds(train * here, test * here, design, voxels_first)
+    there = means.shape[-3] if voxels_first else means.shape[-1]
+    return _per_voxel(distance, there, n_voxels)
 
 
 def _posterior_rate(means: np.ndarray, prior_mean: float, prior_weight: float) -> np.ndarray:

@@ -16,7 +16,7 @@ from isocortex import parallel, store
 from isocortex.errors import InputError
 from isocortex.provenance import write_json
 from isocortex.rsa.compare import embed
-from isocortex.rsa.compute import _groups, row_labels, usable_voxels
+from isocortex.rsa.compute import condition_groups, row_labels, usable_voxels
 from isocortex.rsa.dissimilarity import mean_patterns
 from isocortex.rsa.rdms import align_models, pair_indices, to_matrices
 
@@ -236,7 +236,7 @@ def map_searchlight(
     subject, task = str(opened.attrs["subject"]), str(opened.attrs["task"])
     where = f"{betas} (sub-{subject})"
     labels = row_labels(opened, average_by, where=where)
-    groups = _groups(opened, average_by)
+    groups = condition_groups(opened, average_by)
     means, stimuli, usable = _mean_patterns_by_block(opened, labels)
     models = align_models(model_rdms, stimuli, groups=groups or None)
     voxels = np.stack([opened[axis].values for axis in "ijk"], axis=1).astype(np.int64)
