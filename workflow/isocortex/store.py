@@ -461,7 +461,16 @@ SPECS: dict[str, Spec] = {
             "subject": Array(("subject",), "str", "subject label"),
             **_PREDICTOR,
         },
-        attrs=("scale", "threshold", "levels", "permutations", "measure", "task", "flags"),
+        attrs=(
+            "scale",
+            "threshold",
+            "levels",
+            "bias_corrected",
+            "permutations",
+            "measure",
+            "task",
+            "flags",
+        ),
     ),
     "persistence": Spec(
         doc="Persistent homology of regions' RDMs (Vietoris-Rips), in dimensions 0 and 1",
