@@ -23,6 +23,7 @@ if ENTRY == "rdms":
         params:
             regions=given_rdm_regions,
             stimuli=given_rdm_stimulus_lists,
+            rdms=given_rdm_choices,
             source=given_rdms_content,
             code=code_version("import_rdms"),
         script:
@@ -105,64 +106,16 @@ rule compare_rdms:
         mem_mb=3000,
         runtime=60,
     params:
-        options=options("rsa", "comparisons", "bootstrap", "correction"),
+        options=options(
+            "rsa",
+            "comparisons",
+            "model_kinds",
+            "bootstrap",
+            "permutations",
+            "interval",
+            "correction",
+        ),
         seed=SEED,
         code=code_version("compare_rdms"),
     script:
         "../workflow/compare_rdms.py"
-
-
-rule map_searchlight:
-    """Compare RDMs with the models' around every voxel of one subject."""
-    input:
-        betas=ancient(betas_store()),
-        betas_manifest=manifest_of(betas_store()),
-        model_rdms=ancient(model_rdms_for("correlation")),
-        model_manifests=manifests_of(model_rdms_for("correlation")),
-    output:
-        store=directory(searchlight_store()),
-        manifest=manifest_of(searchlight_store()),
-        maps=directory(f"{RESULTS}/searchlight/sub-{{subject}}_task-{{task}}_maps"),
-    log:
-        log_of("map_searchlight", "sub-{subject}", "task-{task}"),
-    benchmark:
-        benchmark_of("map_searchlight", "sub-{subject}", "task-{task}")
-    conda:
-        "../envs/rsa.yaml"
-    threads: 1
-    resources:
-        mem_mb=3000,
-        runtime=240,
-    params:
-        options=options("searchlight", "radius", "min_voxels", "step", "comparison")
-        | options("rsa", "average_by"),
-        code=code_version("map_searchlight"),
-    script:
-        "../workflow/map_searchlight.py"
-
-
-rule combine_searchlights:
-    """Combine the searchlight maps of all subjects."""
-    input:
-        stores=ancient(task_searchlights),
-        manifests=task_searchlight_manifests,
-    output:
-        store=directory(searchlight_group_store()),
-        manifest=manifest_of(searchlight_group_store()),
-        maps=directory(f"{RESULTS}/searchlight/task-{{task}}_maps"),
-    log:
-        log_of("combine_searchlights", "task-{task}"),
-    benchmark:
-        benchmark_of("combine_searchlights", "task-{task}")
-    conda:
-        "../envs/rsa.yaml"
-    threads: 1
-    resources:
-        mem_mb=3000,
-        runtime=60,
-    params:
-        options=options("searchlight", "permutations"),
-        seed=SEED,
-        code=code_version("combine_searchlights"),
-    script:
-        "../workflow/combine_searchlights.py"
