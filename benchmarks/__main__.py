@@ -13,6 +13,8 @@ from benchmarks.measure import Disagreement
 FIGURES = (
     "crossnobis",
     "searchlight-pearson",
+    "searchlight-spearman",
+    "searchlight-memory",
     "dual-bootstrap-corr",
     "geodesic-twostep",
     "ridge-cv-primal",

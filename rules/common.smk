@@ -49,6 +49,7 @@ wildcard_constraints:
     subject="[A-Za-z0-9]+",
     task="[A-Za-z0-9]+",
     model="[A-Za-z0-9]+",
+    family="[A-Za-z0-9]+",
     measure="[a-z]+",
     run=r"(ses-[A-Za-z0-9]+/)?func/sub-[^/]+",
 
@@ -104,6 +105,12 @@ def topology_options(*without):
     }
 
 
+def layer_options():
+    """Return what the config says of the identification of layers, for a rule's params."""
+    layers = CONFIG["trsa"]["layer_identification"]
+    return {"noise": layers["noise"], "draws": layers["draws"]}
+
+
 # Paths of the stores: the only place where they are written.
 
 
@@ -135,6 +142,14 @@ def searchlight_group_store(task="{task}"):
     return f"{RESULTS}/searchlight/task-{task}_searchlight.zarr"
 
 
+def surface_searchlight_store(subject="{subject}", task="{task}"):
+    return f"{RESULTS}/searchlight/sub-{subject}_task-{task}_surface.zarr"
+
+
+def surface_searchlight_group_store(task="{task}"):
+    return f"{RESULTS}/searchlight/task-{task}_surface.zarr"
+
+
 def identification_store(task="{task}", measure="{measure}"):
     return f"{RESULTS}/trsa/task-{task}_measure-{measure}_identification.zarr"
 
@@ -149,6 +164,10 @@ def dependence_store(task="{task}", measure="{measure}"):
 
 def persistence_store(task="{task}", measure="{measure}"):
     return f"{RESULTS}/trsa/task-{task}_measure-{measure}_persistence.zarr"
+
+
+def layers_store(family="{family}", measure="{measure}"):
+    return f"{RESULTS}/trsa/family-{family}_measure-{measure}_layers.zarr"
 
 
 def encoding_store(subject="{subject}", task="{task}", model="{model}"):
@@ -316,6 +335,11 @@ def given_rdm_stimulus_lists(wildcards):
     return [str(run.events or "") for run in runs_of(wildcards)]
 
 
+def given_rdm_choices(wildcards):
+    """Return which RDM of each file is meant, empty where the table does not say."""
+    return [run.rdm for run in runs_of(wildcards)]
+
+
 def given_rdm_stimuli(wildcards):
     return sorted({path for path in given_rdm_stimulus_lists(wildcards) if path})
 
@@ -440,6 +464,17 @@ def task_searchlight_manifests(wildcards):
     return manifests_of(task_searchlights(wildcards))
 
 
+def task_surface_searchlights(wildcards):
+    return [
+        surface_searchlight_store(subject, wildcards.task)
+        for subject in STUDY.with_task(wildcards.task)
+    ]
+
+
+def task_surface_searchlight_manifests(wildcards):
+    return manifests_of(task_surface_searchlights(wildcards))
+
+
 def model_measure(measure):
     """Return the dissimilarity of the features that goes with one of the brain's patterns."""
     chosen = CONFIG["rsa"]["model_measure"]
@@ -464,10 +499,51 @@ def task_model_rdm_manifests(wildcards):
     return manifests_of(task_model_rdms(wildcards))
 
 
+def model_measures():
+    """Return the dissimilarities of the features of models."""
+    # Without a brain there is none of its measures to match.
+    return sorted({model_measure(measure) for measure in STUDY.measures or ["given"]})
+
+
 def all_model_rdms():
     return sorted(
-        {store for measure in STUDY.measures for store in model_rdms_for(measure)}
+        model_rdms_store(model, measure)
+        for measure in model_measures()
+        for model in STUDY.models
     )
+
+
+def family_model_rdms(wildcards):
+    """Return the RDMs of all seeds of a family."""
+    return [
+        model_rdms_store(model, wildcards.measure)
+        for model in STUDY.families[wildcards.family]
+    ]
+
+
+def family_model_rdm_manifests(wildcards):
+    return manifests_of(family_model_rdms(wildcards))
+
+
+def searchlight_model_rdms():
+    return model_rdms_for(CONFIG["searchlight"]["measure"])
+
+
+def searchlight_options():
+    """Return what volume and surface searchlights share, for their rules' params."""
+    keys = ("mask", "measure", "noise_normalisation", "comparison", "transform")
+    return options("searchlight", *keys) | options("rsa", "average_by")
+
+
+def surface_options():
+    """Return what the config says of searchlights on the surface only."""
+    surface = CONFIG["searchlight"]["surface"]
+    return {key: value for key, value in surface.items() if key != "run"}
+
+
+def searchlight_mask_content():
+    mask = CONFIG["searchlight"]["mask"]
+    return fingerprint(mask) if mask else ""
 
 
 def has_models():
@@ -475,11 +551,16 @@ def has_models():
 
 
 def has_betas():
-    return ENTRY != "rdms"
+    return ENTRY not in ("rdms", "stimuli")
 
 
 def has_searchlight():
     return has_models() and has_betas() and CONFIG["searchlight"]["run"]
+
+
+def has_surface_searchlight():
+    # Only in a template space can a template's surface be sampled.
+    return has_searchlight() and CONFIG["searchlight"]["surface"]["run"]
 
 
 def subject_stores(kind):
@@ -498,6 +579,9 @@ def subject_stores(kind):
             return [
                 searchlight_store(subject, task) for task in tasks if has_searchlight()
             ]
+        if kind == "searchlight_surface":
+            surface = has_surface_searchlight()
+            return [surface_searchlight_store(subject, t) for t in tasks if surface]
         return [
             encoding_store(subject, task, model)
             for task in tasks
@@ -625,6 +709,12 @@ def study_stores(kind):
         return [rdms_store(s, t, m) for t, m in pairs for s in STUDY.with_task(t)]
     if kind == "identification":
         return [identification_store(*pair) for pair in pairs]
+    if kind == "layer_identification":
+        return [
+            layers_store(family, measure)
+            for family in STUDY.families
+            for measure in model_measures()
+        ]
     if kind in TRSA_OPTIONAL and not CONFIG["trsa"][kind]["run"]:
         return []
     if kind == "persistence":
@@ -641,6 +731,9 @@ def study_stores(kind):
         # Only in a template space do subjects share a grid.
         shared = has_searchlight() and STUDY.space != "T1w"
         return [searchlight_group_store(task) for task in STUDY.tasks] if shared else []
+    if kind == "searchlight_surface_group":
+        surface = has_surface_searchlight()
+        return [surface_searchlight_group_store(t) for t in STUDY.tasks if surface]
     if not has_betas():
         return []
     if kind == "encoding_summary":
@@ -685,12 +778,12 @@ def target_features():
 
 
 def target_rsa():
-    kinds = ("rdms", "scores", "searchlight_group")
+    kinds = ("rdms", "scores", "searchlight_group", "searchlight_surface_group")
     return manifests_of([store for kind in kinds for store in study_stores(kind)])
 
 
 def target_trsa():
-    kinds = ("identification", "topology", *TRSA_OPTIONAL)
+    kinds = ("identification", "topology", "layer_identification", *TRSA_OPTIONAL)
     return manifests_of([store for kind in kinds for store in study_stores(kind)])
 
 

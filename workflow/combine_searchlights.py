@@ -1,7 +1,7 @@
 """Test the searchlight scores of all subjects."""
 
 from isocortex.provenance import job_log
-from isocortex.rsa import combine_searchlights
+from isocortex.searchlight import combine_searchlights
 
 if __name__ == "__main__":
     with job_log(snakemake.log[0], where=f"combine_searchlights task-{snakemake.wildcards.task}"):

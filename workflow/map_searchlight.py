@@ -1,7 +1,7 @@
 """Score every searchlight of one subject against all models."""
 
 from isocortex.provenance import job_log
-from isocortex.rsa import map_searchlight
+from isocortex.searchlight import map_searchlight
 
 if __name__ == "__main__":
     with job_log(snakemake.log[0], where=f"map_searchlight sub-{snakemake.wildcards.subject}"):

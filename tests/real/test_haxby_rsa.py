@@ -11,7 +11,8 @@ from scipy import stats
 
 from isocortex import store
 from isocortex.glm import fit_glm
-from isocortex.rsa import compute_rdms, correlate, map_searchlight, pair_labels
+from isocortex.rsa import compute_rdms, correlate, pair_labels
+from isocortex.searchlight import map_searchlight
 
 ENDING = "_space-T1w_desc-preproc_bold.nii.gz"
 

@@ -22,12 +22,18 @@ STAGES = {
     "preprocess": ("preprocess_anat", "preprocess_bold", "transform_regions"),
     "glm": ("fit_glm", "import_betas"),
     "features": ("extract_features",),
-    "rsa": ("compute_rdms", "compute_model_rdms", "compare_rdms", "map_searchlight"),
+    "rsa": ("compute_rdms", "compute_model_rdms", "compare_rdms"),
+    "searchlight": (
+        "map_searchlight",
+        "map_surface_searchlight",
+        "combine_searchlights",
+        "combine_surface_searchlights",
+    ),
     "topology": ("identify_regions", "compare_topology"),
     "encoding": ("fit_encoding", "summarise_encoding"),
     "report": ("report_subject", "report_study"),
 }
-MAY_IMPORT = {"topology": {"rsa"}}
+MAY_IMPORT = {"topology": {"rsa"}, "searchlight": {"rsa"}}
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -64,6 +64,31 @@ _GEOMETRY = {
     "j": Array(("voxel",), "i4", "second index of the voxel in the volume"),
     "k": Array(("voxel",), "i4", "third index of the voxel in the volume"),
 }
+_VERTEX = {
+    "hemisphere": Array(("vertex",), "str", "left or right"),
+    "index": Array(("vertex",), "i4", "number of the vertex in its hemisphere"),
+}
+
+
+def _group_maps(point: str) -> dict[str, Array]:
+    """Return the arrays of searchlights over subjects, on voxels or on vertices."""
+    dims = ("predictor", point)
+    alone = f"by sign flips, one-sided; NaN below 5 subjects or where one lacks the {point}"
+    return {
+        "mean": Array(dims, "f4", "mean score over subjects (of Fisher z, transformed back)"),
+        "t": Array(dims, "f4", "t over subjects of Fisher z"),
+        "p": Array(dims, "f4", f"p-value of the {point} alone {alone}", required=False),
+        "p_corrected": Array(dims, "f4", f"p-value corrected by the largest t {alone}"),
+        "tfce": Array(
+            dims, "f4", "threshold-free cluster enhancement of t (E .5, H 2)", required=False
+        ),
+        "p_tfce": Array(
+            dims, "f4", f"p-value corrected by the largest TFCE {alone}", required=False
+        ),
+        "n_subjects": Array((point,), "i4", "subjects with a score at the centre"),
+    }
+
+
 _PREDICTOR = {
     "predictor": Array(("predictor",), "str", "model and layer, model/layer"),
     "model": Array(("predictor",), "str", "name of the model"),
@@ -263,19 +288,25 @@ SPECS: dict[str, Spec] = {
     "searchlight_group": Spec(
         doc="Searchlight scores over subjects",
         block="voxel",
-        arrays={
-            "mean": Array(("predictor", "voxel"), "f4", "mean score over subjects"),
-            "t": Array(("predictor", "voxel"), "f4", "t over subjects of Fisher z"),
-            "p_corrected": Array(
-                ("predictor", "voxel"),
-                "f4",
-                "p-value corrected over centres by sign flips, NaN below 5 subjects",
-            ),
-            "n_subjects": Array(("voxel",), "i4", "subjects with a score at the centre"),
-            **_PREDICTOR,
-            **_GEOMETRY,
-        },
+        arrays={**_group_maps("voxel"), **_PREDICTOR, **_GEOMETRY},
         attrs=("affine", "shape", "space", "task", "comparison", "radius"),
+    ),
+    "searchlight_surface": Spec(
+        doc="Scores of models at every vertex of one subject's template surface",
+        block="vertex",
+        arrays={
+            "score": Array(("predictor", "vertex"), "f4", "agreement of RDMs at the centre"),
+            "n_voxels": Array(("vertex",), "i4", "vertices in the neighbourhood"),
+            **_PREDICTOR,
+            **_VERTEX,
+        },
+        attrs=("mesh", "n_vertices", "subject", "task", "comparison", "radius"),
+    ),
+    "searchlight_surface_group": Spec(
+        doc="Surface searchlight scores over subjects",
+        block="vertex",
+        arrays={**_group_maps("vertex"), **_PREDICTOR, **_VERTEX},
+        attrs=("mesh", "n_vertices", "task", "comparison", "radius"),
     ),
     "identification": Spec(
         doc="Identification of held-out subjects' regions by each summary statistic",

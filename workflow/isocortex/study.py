@@ -16,7 +16,7 @@ from isocortex import bids
 from isocortex.config import check_config
 from isocortex.errors import InputError
 
-ENTRIES = ("rdms", "betas", "derivatives", "bids")
+ENTRIES = ("rdms", "betas", "derivatives", "bids", "stimuli")
 COMPARISONS = (
     "pearson",
     "spearman",
@@ -53,9 +53,10 @@ class Study:
     config
         The checked config, defaults filled in.
     entry
-        Where the study enters the chain: ``bids``, ``derivatives``, ``betas`` or ``rdms``.
+        Where the study enters the chain: ``bids``, ``derivatives``, ``betas``, ``rdms``, or
+        ``stimuli`` where there is no brain.
     subjects
-        The index by subject label.
+        The index by subject label; empty where there is no brain.
     stimuli
         Stimulus files by id, sorted; empty where no model needs them.
     """
@@ -78,7 +79,15 @@ class Study:
     @property
     def measures(self) -> list[str]:
         """The dissimilarities of the brain's RDMs."""
+        if self.entry == "stimuli":
+            return []
         return ["given"] if self.entry == "rdms" else list(self.config["rsa"]["measures"])
+
+    @property
+    def families(self) -> dict[str, list[str]]:
+        """The models of each family of seeds, by the family's name."""
+        families = self.config["trsa"]["layer_identification"]["families"]
+        return {name: list(family["models"]) for name, family in families.items()}
 
     @property
     def space(self) -> str:
@@ -139,9 +148,12 @@ def load_study(config: Mapping[str, Any]) -> Study:
         subjects = bids.index_derivatives(
             given["derivatives"], space=checked["glm"]["space"], events=given["bids"], **chosen
         )
+    elif entry == "stimuli":
+        _check_brainless(checked)
+        subjects = {}
     else:
         subjects = _index_table(Path(given[entry]), entry, chosen)
-    if entry != "rdms" and "regions" not in checked:
+    if entry not in ("rdms", "stimuli") and "regions" not in checked:
         raise InputError(
             "config: regions is missing: name an atlas, its labels and its space (see "
             "config/README.md)"
@@ -149,6 +161,18 @@ def load_study(config: Mapping[str, Any]) -> Study:
     study = Study(checked, entry, subjects, _stimuli(checked, given))
     _check_choices(study)
     return study
+
+
+def _check_brainless(checked: Mapping[str, Any]) -> None:
+    """Refuse a study of stimuli alone that has no models, or that names subjects."""
+    if not checked["features"]["models"]:
+        raise InputError(
+            "config: input has stimuli alone and features.models names no model: add models, or "
+            "brain data"
+        )
+    for key, empty in (("subjects", "all"), ("tasks", "all"), ("exclude", {})):
+        if checked[key] != empty:
+            raise InputError(f"config: {key} is given, and input.stimuli has no brain: remove it")
 
 
 def _stimuli(checked: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, Path]:
@@ -191,6 +215,8 @@ def _index_table(table: Path, entry: str, chosen: Mapping[str, Any]) -> dict[str
             file = table.parent / row["image" if entry == "betas" else "file"]
             if not file.is_file():
                 raise InputError(f"{table}: {file} of subject {label} is missing: correct the path")
+            if entry == "rdms":
+                bids.check_rdm_file(file, f"{table}: {file} of subject {label}")
             beside = {
                 key: table.parent / row[key]
                 for key in ("events", "stimuli", "mask")
@@ -212,6 +238,7 @@ def _index_table(table: Path, entry: str, chosen: Mapping[str, Any]) -> dict[str
                     (),
                     beside.get("events" if entry == "betas" else "stimuli"),
                     beside.get("mask"),
+                    rdm=(row.get("rdm") or "").strip(),
                 )
             )
         if not runs:
@@ -251,8 +278,15 @@ def _check_partition(study: Study) -> None:
             )
 
 
-def check_comparison(text: str) -> None:
+def check_comparison(text: str, *, key: str = "rsa.comparisons") -> None:
     """Check the text of a comparison, ``pearson`` or ``pearson:rgtm(0.2,0.8)``.
+
+    Parameters
+    ----------
+    text
+        A comparison, a colon and a transform after it or not.
+    key
+        Of the config, for the error.
 
     Raises
     ------
@@ -263,7 +297,7 @@ def check_comparison(text: str) -> None:
     if name not in COMPARISONS:
         near = difflib.get_close_matches(name, COMPARISONS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(COMPARISONS)}"
-        raise InputError(f"config: rsa.comparisons has {text!r}: {hint}")
+        raise InputError(f"config: {key} has {text!r}: {hint}")
     if not colon:
         return
     form = re.fullmatch(r"([a-z]+)(?:\((.+)\))?", transform)
@@ -283,7 +317,7 @@ def check_comparison(text: str) -> None:
         fits = False
     if not fits:
         raise InputError(
-            f"config: rsa.comparisons has {text!r}: a transform is one of {', '.join(_TRANSFORMS)}"
+            f"config: {key} has {text!r}: a transform is one of {', '.join(_TRANSFORMS)}"
         )
     if kind == "sigmoid":
         able = not values or (0 < values[0] < float("inf") and abs(values[1]) < float("inf"))
@@ -294,7 +328,7 @@ def check_comparison(text: str) -> None:
         able = all(0 <= value <= 1 for value in values) and values == sorted(values)
         able, wanted = able and (not graph or values[0] > 0), "quantiles in 0 to 1, the lower first"
     if not able:
-        raise InputError(f"config: rsa.comparisons has {text!r}: {kind} needs {wanted}")
+        raise InputError(f"config: {key} has {text!r}: {kind} needs {wanted}")
 
 
 def _check_choices(study: Study) -> None:
@@ -302,14 +336,35 @@ def _check_choices(study: Study) -> None:
     for text in study.config["rsa"]["comparisons"]:
         check_comparison(text)
     _check_partition(study)
+    lights = study.config["searchlight"]
+    if lights["transform"]:
+        check_comparison(
+            f"{lights['comparison']}:{lights['transform']}", key="searchlight.transform"
+        )
+    if lights["run"] and lights["surface"]["run"] and study.space == "T1w":
+        raise InputError(
+            "config: searchlight.surface.run is true, but the betas are in T1w space: set "
+            "glm.space to a template, or searchlight.surface.run to false"
+        )
     regions = study.config.get("regions", {})
     needed: dict[Path, str] = {}
     if regions:
         needed[Path(regions["labels"])] = "regions.labels"
         needed |= dict.fromkeys(map(study.atlas, study.subjects), "regions.atlas")
+    if lights["run"] and lights["mask"]:
+        needed[Path(lights["mask"])] = "searchlight.mask"
     for name, model in study.config["features"]["models"].items():
         if model.get("weights", "none") not in ("hub", "none"):
             needed[Path(model["weights"])] = f"features.models.{name}.weights"
+    for family, models in study.families.items():
+        for model in models:
+            if model not in study.models:
+                near = difflib.get_close_matches(model, study.models, n=1)
+                raise InputError(
+                    f"config: trsa.layer_identification.families.{family}.models names {model!r}, "
+                    f"which is not in features.models"
+                    + (f": did you mean {near[0]!r}?" if near else ": add it there")
+                )
     for path, key in needed.items():
         if not path.is_file():
             raise InputError(f"config: {key} is {str(path)!r}, which is missing: correct the path")

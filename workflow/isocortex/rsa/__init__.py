@@ -1,4 +1,4 @@
-"""Representational similarity analysis: RDMs, their comparison with models, searchlights."""
+"""Representational similarity analysis: RDMs and their comparison with models."""
 
 from isocortex.rsa.compare import COMPARISONS, correlate, embed, noise_ceiling, pool
 from isocortex.rsa.compute import compute_model_rdms, compute_rdms
@@ -36,15 +36,8 @@ from isocortex.rsa.rdms import (
     to_matrices,
     to_vectors,
 )
-from isocortex.rsa.scores import compare_rdms, resolve_bootstrap, score_statistics
-from isocortex.rsa.searchlight import (
-    combine_searchlights,
-    map_searchlight,
-    neighbourhoods,
-    searchlight_scores,
-    sign_flips,
-    sphere_offsets,
-)
+from isocortex.rsa.score_tests import score_statistics
+from isocortex.rsa.scores import compare_rdms, resolve_bootstrap
 from isocortex.rsa.transforms import (
     Estimator,
     Transform,
@@ -72,7 +65,6 @@ __all__ = [
     "align_models",
     "bootstrap_counts",
     "bootstrap_scores",
-    "combine_searchlights",
     "compare_rdms",
     "compute_model_rdms",
     "compute_rdms",
@@ -90,12 +82,10 @@ __all__ = [
     "import_rdms",
     "load_rdms",
     "mahalanobis_distance",
-    "map_searchlight",
     "mean_patterns",
     "measurement_residuals",
     "minmax",
     "n_stimuli",
-    "neighbourhoods",
     "noise_ceiling",
     "pair_indices",
     "pair_labels",
@@ -111,12 +101,9 @@ __all__ = [
     "rgdm",
     "rgtm",
     "score_statistics",
-    "searchlight_scores",
     "select_pairs",
     "shortest_paths",
     "sigmoid_gt",
-    "sign_flips",
-    "sphere_offsets",
     "stimuli_of",
     "threshold_grid",
     "to_matrices",

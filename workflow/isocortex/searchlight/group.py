@@ -1,0 +1,427 @@
+"""Searchlights over subjects: sign-flip permutation of t maps and of their TFCE."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from isocortex import parallel, store
+from isocortex.errors import InputError
+from isocortex.searchlight.discs import mesh_edges
+from isocortex.searchlight.maps import write_maps
+from isocortex.searchlight.sampling import template_surface
+from isocortex.searchlight.tfce import CONNECTIVITIES, grid_edges, tfce
+
+logger = logging.getLogger(__name__)
+
+MINIMUM_SUBJECTS = 5
+"""With fewer subjects the smallest p-value that sign flips can give, 1 / 2^n, is over .05."""
+_POINTS = 1 << 19
+_FLIPS = 128
+
+
+@dataclass(frozen=True, eq=False)
+class GroupTest:
+    """One-sample test of maps over subjects, one-sided for values above 0.
+
+    Attributes
+    ----------
+    t
+        float64, shape (n_maps, n_points); NaN with fewer than 2 subjects.
+    tfce
+        That map enhanced; 0 where not all subjects have a value.
+    p, p_corrected, p_tfce
+        Of each point alone; of the largest t, and of the largest TFCE, over all points of a map.
+        NaN where not all subjects have a value, and throughout below 5 subjects.
+    """
+
+    t: np.ndarray
+    tfce: np.ndarray
+    p: np.ndarray
+    p_corrected: np.ndarray
+    p_tfce: np.ndarray
+
+
+def sign_flips(n: int, permutations: int, *, seed: int) -> np.ndarray:
+    """Return rows of signs of n subjects, the first of them all +1.
+
+    All 2^n of them where these are no more than ``permutations``, else as many random rows.
+    """
+    if n < 60 and 2**n <= permutations:
+        bits = (np.arange(2**n)[:, None] >> np.arange(n)[None, :]) & 1
+        return 1.0 - 2.0 * bits
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(permutations, n))
+    signs[0] = 1.0
+    return signs
+
+
+def group_test(
+    z: np.ndarray, edges: np.ndarray, signs: np.ndarray, *, threads: int = 1
+) -> GroupTest:
+    """Test maps of subjects against 0 by flipping the signs of whole subjects.
+
+    Parameters
+    ----------
+    z
+        Floating, shape (n_maps, n_subjects, n_points), NaN where a subject has no value.
+    edges
+        Neighbouring points, shape (n_edges, 2).
+    signs
+        From `sign_flips`; ignored below 5 subjects.
+
+    Returns
+    -------
+    GroupTest
+        Each map by itself.
+
+    Notes
+    -----
+    Flipping leaves the sums of squares alone, so that the t maps of many flips are one matrix
+    product. Points that a subject lacks are in no cluster and have t alone. The step between
+    thresholds is a 100th of a map's largest observed t, in all flips.
+    """
+    z = np.asarray(z)
+    n_maps, n, n_points = z.shape
+    t = np.full((n_maps, n_points), np.nan)
+    for m in range(n_maps):
+        found = np.isfinite(z[m])
+        safe = np.where(found, z[m], 0.0).astype(np.float64)
+        counts = found.sum(axis=0)
+        t[m] = _one_sample_t(safe.sum(axis=0), (safe**2).sum(axis=0), counts)
+        t[m, counts < 2] = np.nan
+    complete = np.isfinite(z).all(axis=1) & np.isfinite(t)
+    supported = np.where(complete, t, np.nan)
+    steps = np.nanmax(np.where(complete, t, 0.0), axis=1, initial=0.0) / 100
+    enhanced = np.stack(
+        [
+            tfce(row[None], edges, step=step)[0] if step > 0 else np.zeros(n_points)
+            for row, step in zip(supported, steps)
+        ]
+    )
+    nothing = np.full((n_maps, n_points), np.nan)
+    if n < MINIMUM_SUBJECTS:
+        return GroupTest(t, enhanced, nothing, nothing.copy(), nothing.copy())
+
+    # Few points: many flips at a time, which go through the thresholds together.
+    length = int(np.clip(_POINTS // max(n_points, 1), 1, _FLIPS))
+    blocks = [(m, start) for m in range(n_maps) for start in range(0, len(signs), length)]
+    results = parallel.map_blocks(
+        _flipped, blocks, z, supported, edges, signs, steps, length, threads=threads, label="flips"
+    )
+    as_large = np.zeros((n_maps, n_points), dtype=np.int64)
+    largest_t = [[] for _ in range(n_maps)]
+    largest_tfce = [[] for _ in range(n_maps)]
+    for (m, _), (count, by_t, by_tfce) in zip(blocks, results):
+        as_large[m] += count
+        largest_t[m].append(by_t)
+        largest_tfce[m].append(by_tfce)
+    p_t, p_enhanced = nothing.copy(), nothing.copy()
+    for m in range(n_maps):
+        p_t[m] = _corrected(t[m], np.concatenate(largest_t[m]))
+        p_enhanced[m] = _corrected(enhanced[m], np.concatenate(largest_tfce[m]))
+    p = as_large / len(signs)
+    return GroupTest(
+        t,
+        enhanced,
+        *(np.where(complete, values, np.nan) for values in (p, p_t, p_enhanced)),
+    )
+
+
+def _flipped(
+    block: tuple[int, int],
+    z: np.ndarray,
+    observed: np.ndarray,
+    edges: np.ndarray,
+    signs: np.ndarray,
+    steps: np.ndarray,
+    length: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return of some flips of one map: at each point how many have a t as large as the observed
+    one; and the largest t and the largest TFCE of each flip."""
+    m, start = block
+    flips = signs[start : start + length]
+    n_points = z.shape[2]
+    complete = np.isfinite(observed[m])
+    points = np.flatnonzero(complete)
+    t = np.full((len(flips), n_points), np.nan)
+    values = z[m][:, points].astype(np.float64)
+    t[:, points] = _one_sample_t(flips @ values, (values**2).sum(axis=0)[None], len(values))
+    count = np.zeros(n_points, dtype=np.int64)
+    count[points] = (t[:, points] >= _just_below(observed[m, points])).sum(axis=0)
+    largest = np.nanmax(t, axis=1, initial=-np.inf)
+    enhanced = tfce(t, edges, step=steps[m]).max(axis=1, initial=0.0) if steps[m] > 0 else None
+    return count, largest, np.zeros(len(flips)) if enhanced is None else enhanced
+
+
+def _one_sample_t(total: np.ndarray, squares: np.ndarray, n: np.ndarray | int) -> np.ndarray:
+    """Return t of sums and sums of squares of n values."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = total / n
+        variance = np.maximum(squares - n * mean**2, 0.0) / (n - 1.0)
+        return mean / np.sqrt(np.where(variance > 0, variance, np.nan) / n)
+
+
+def _just_below(values: np.ndarray) -> np.ndarray:
+    """Return what rounding cannot take the same value, computed anew, below."""
+    return values - 1e-9 * np.abs(values)
+
+
+def _corrected(observed: np.ndarray, largest: np.ndarray) -> np.ndarray:
+    """Return the share of flips whose largest value is at least the observed one."""
+    largest = np.sort(largest)
+    below = np.searchsorted(largest, _just_below(np.where(np.isfinite(observed), observed, 0.0)))
+    return (len(largest) - below) / len(largest)
+
+
+def combine_searchlights(
+    *,
+    searchlights: Sequence[str | Path],
+    out: str | Path,
+    maps: str | Path,
+    permutations: int = 1000,
+    connectivity: int = 6,
+    seed: int = 0,
+    code: str = "",
+    threads: int = 1,
+) -> Path:
+    """Test the searchlight scores over subjects and write the group's store and maps.
+
+    Parameters
+    ----------
+    searchlights
+        ``searchlight`` stores, one a subject, on one grid.
+    out
+        The store to write, ``searchlight_group``.
+    maps
+        Folder for NIfTI maps of the mean, t, TFCE and p-values of each predictor.
+    permutations
+        Sign flips for the p-values; all 2^n of them where these are fewer.
+    connectivity
+        Neighbours of a voxel for TFCE: 6, 18 or 26.
+    seed
+        Of the sign flips.
+
+    Returns
+    -------
+    pathlib.Path
+        The manifest.
+
+    Raises
+    ------
+    InputError
+        Where subjects are on different grids, or their searchlights differ in kind.
+
+    Notes
+    -----
+    t is of Fisher z over the subjects with a score. Each predictor is tested by itself; p-values
+    are of the voxel alone, and corrected over all voxels by the largest t and by the largest TFCE
+    under flipped signs (one-sided, voxels that all subjects have). With fewer than 5 subjects they
+    are NaN.
+    """
+    if connectivity not in CONNECTIVITIES:
+        raise InputError(
+            f"searchlight.connectivity: {connectivity} is not one of "
+            f"{', '.join(map(str, CONNECTIVITIES))}"
+        )
+    opened = _subjects(searchlights, "searchlight", ("space",))
+    first = opened[0]
+    shape = [int(n) for n in first.attrs["shape"]]
+    flat = [np.ravel_multi_index([s[a].values for a in "ijk"], shape) for s in opened]
+    everywhere = np.unique(np.concatenate(flat))
+    z = _fisher_z(opened, [np.searchsorted(everywhere, where) for where in flat], len(everywhere))
+    centres = np.stack(np.unravel_index(everywhere, shape), axis=1)
+    edges = grid_edges(centres // int(first.attrs["step"]), connectivity=connectivity)
+    return _tested(
+        opened,
+        z,
+        edges,
+        dim="voxel",
+        points={axis: ("voxel", centres[:, d].astype(np.int32)) for d, axis in enumerate("ijk")},
+        attrs={"connectivity": connectivity},
+        kept=("affine", "shape", "space", "step"),
+        spec="searchlight_group",
+        inputs=searchlights,
+        out=out,
+        maps=maps,
+        permutations=permutations,
+        seed=seed,
+        code=code,
+        threads=threads,
+    )
+
+
+def combine_surface_searchlights(
+    *,
+    searchlights: Sequence[str | Path],
+    out: str | Path,
+    maps: str | Path,
+    permutations: int = 1000,
+    seed: int = 0,
+    code: str = "",
+    threads: int = 1,
+) -> Path:
+    """Test surface searchlights over subjects, both hemispheres together.
+
+    Parameters
+    ----------
+    searchlights
+        ``searchlight_surface`` stores, one a subject.
+    out
+        The store to write, ``searchlight_surface_group``.
+    maps
+        Folder for GIFTI maps.
+    permutations, seed
+        As in `combine_searchlights`; vertices that share an edge are neighbours.
+
+    Returns
+    -------
+    pathlib.Path
+        The manifest.
+
+    Raises
+    ------
+    InputError
+        Where subjects' searchlights differ in kind.
+    """
+    opened = _subjects(searchlights, "searchlight_surface", ("mesh",))
+    first = opened[0]
+    n = first.sizes["vertex"]
+    z = _fisher_z(opened, [np.arange(n)] * len(opened), n)
+    return _tested(
+        opened,
+        z,
+        mesh_edges(template_surface().faces),
+        dim="vertex",
+        points={name: ("vertex", first[name].values) for name in ("hemisphere", "index")},
+        attrs={},
+        kept=("mesh", "n_vertices", "sampled_from"),
+        spec="searchlight_surface_group",
+        inputs=searchlights,
+        out=out,
+        maps=maps,
+        permutations=permutations,
+        seed=seed,
+        code=code,
+        threads=threads,
+    )
+
+
+def _tested(
+    opened: Sequence[xr.Dataset],
+    z: np.ndarray,
+    edges: np.ndarray,
+    *,
+    dim: str,
+    points: dict[str, tuple[str, np.ndarray]],
+    attrs: dict,
+    kept: Sequence[str],
+    spec: str,
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    maps: str | Path,
+    permutations: int,
+    seed: int,
+    code: str,
+    threads: int,
+) -> Path:
+    """Test Fisher z (predictor, subject, point), write maps and store, return the manifest."""
+    first, n = opened[0], len(opened)
+    flags = []
+    if n < MINIMUM_SUBJECTS:
+        flags.append(f"{n} subjects: no p-values; sign flips need at least {MINIMUM_SUBJECTS}")
+        logger.warning("%s", flags[0])
+    signs = sign_flips(n, permutations, seed=seed)
+    test = group_test(z, edges, signs, threads=threads)
+    counts = np.isfinite(z).sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.tanh(
+            np.nansum(z, axis=1, dtype=np.float64) / np.where(counts > 0, counts, np.nan)
+        )
+    arrays = {
+        "mean": mean,
+        "t": test.t,
+        "p": test.p,
+        "p_corrected": test.p_corrected,
+        "tfce": test.tfce,
+        "p_tfce": test.p_tfce,
+    }
+    coords = {name: ("predictor", first[name].values) for name in ("predictor", "model", "layer")}
+    dataset = xr.Dataset(
+        {
+            **{
+                name: (("predictor", dim), values.astype(np.float32))
+                for name, values in arrays.items()
+            },
+            "n_subjects": (dim, counts.min(axis=0).astype(np.int32)),
+        },
+        coords={**coords, **points},
+        attrs={
+            **{key: first.attrs[key] for key in (*_KIND, *kept) if key in first.attrs},
+            **attrs,
+            "subjects": [str(s.attrs["subject"]) for s in opened],
+            "permutations": len(signs),
+            "seed": seed,
+            "flags": flags,
+        },
+    )
+    where = {name: values for name, (_, values) in points.items()}
+    statistics = {"r": "mean", "t": "t", "tfce": "tfce"}
+    if n >= MINIMUM_SUBJECTS:
+        statistics |= {"p": "p", "pfwe": "p_corrected", "ptfce": "p_tfce"}
+    for statistic, key in statistics.items():
+        write_maps(
+            maps,
+            dict(zip((str(p) for p in first["predictor"].values), dataset[key].values)),
+            where,
+            dataset.attrs,
+            prefix=f"task-{first.attrs['task']}",
+            statistic=statistic,
+            best=statistic == "r",
+        )
+    return store.write(dataset, out, spec=spec, sources=list(inputs), code=code)
+
+
+_KIND = ("task", "comparison", "transform", "measure", "noise_normalisation", "radius")
+"""Attributes that searchlights put together must share."""
+
+
+def _subjects(paths: Sequence[str | Path], spec: str, where: Sequence[str]) -> list[xr.Dataset]:
+    """Open the stores of all subjects, in the order of their labels, checked to be of one kind."""
+    if not paths:
+        raise InputError("no searchlights were given: name at least one subject")
+    opened = [store.open(path, spec) for path in paths]
+    first = opened[0]
+    for file, part in zip(paths[1:], opened[1:]):
+        if "affine" in first.attrs and (
+            list(part.attrs["shape"]) != list(first.attrs["shape"])
+            or not np.allclose(part.attrs["affine"], first.attrs["affine"], atol=1e-3)
+        ):
+            raise InputError(
+                f"{file} is on another grid than {paths[0]}: map searchlights in a template space "
+                "(preprocess.spaces)"
+            )
+        for key in (*_KIND, *where, "step"):
+            if part.attrs.get(key) != first.attrs.get(key):
+                raise InputError(
+                    f"{file} has {key} {part.attrs.get(key)}, {paths[0]} {first.attrs.get(key)}: "
+                    "map again"
+                )
+        if list(part["predictor"].values) != list(first["predictor"].values):
+            raise InputError(f"{file} has other models than {paths[0]}: map searchlights again")
+    return sorted(opened, key=lambda s: str(s.attrs["subject"]))
+
+
+def _fisher_z(
+    opened: Sequence[xr.Dataset], places: Sequence[np.ndarray], n_points: int
+) -> np.ndarray:
+    """Return float32 Fisher z, (predictor, subject, point), of scores put at their places."""
+    z = np.full((opened[0].sizes["predictor"], len(opened), n_points), np.nan, dtype=np.float32)
+    for k, (part, where) in enumerate(zip(opened, places)):
+        score = part["score"].values.astype(np.float64)
+        z[:, k, where] = np.arctanh(np.clip(score, -1 + 1e-7, 1 - 1e-7))
+    return z

@@ -1,0 +1,18 @@
+"""Score every searchlight on the surface of one subject against all models."""
+
+from isocortex.provenance import job_log
+from isocortex.searchlight import map_surface_searchlight
+
+if __name__ == "__main__":
+    with job_log(
+        snakemake.log[0], where=f"map_surface_searchlight sub-{snakemake.wildcards.subject}"
+    ):
+        map_surface_searchlight(
+            betas=snakemake.input.betas,
+            model_rdms=list(snakemake.input.model_rdms),
+            out=snakemake.output.store,
+            maps=snakemake.output.maps,
+            **snakemake.params.options,
+            code=snakemake.params.code,
+            threads=snakemake.threads,
+        )
