@@ -8,7 +8,8 @@ if __name__ == "__main__":
         import_rdms(
             files=list(snakemake.input.files),
             regions=list(snakemake.params.regions),
-            stimuli=list(snakemake.params.get("stimuli", [])),
+            stimuli=list(snakemake.params.stimuli),
+            rdms=list(snakemake.params.rdms),
             subject=snakemake.wildcards.subject,
             task=snakemake.wildcards.task,
             measure=snakemake.wildcards.measure,

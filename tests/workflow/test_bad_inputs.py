@@ -91,6 +91,12 @@ def one_run(folder, config):
         file.unlink()
 
 
+def pickled_rdm(folder, config):
+    (folder / "V1.pkl").write_bytes(b"")
+    (folder / "rdms.tsv").write_text("subject\tregion\tfile\n01\tV1\tV1.pkl\n")
+    config["input"] = {"rdms": "rdms.tsv"}
+
+
 def multi_echo(folder, config):
     file = folder / FUNC / f"{STEM}_bold.nii.gz"
     file.rename(file.with_name(file.name.replace("_bold", "_echo-1_bold")))
@@ -223,6 +229,7 @@ CASES = {
         key("input", {"betas": "atlas.tsv", "rdms": "atlas.tsv"}),
         "takes one of derivatives, betas and rdms",
     ),
+    "pickled RDM": (pickled_rdm, "is a pickle, which can run code when it is read"),
     "table without columns": (key("input", {"rdms": "atlas.tsv"}), "needs the columns subject"),
 }
 if not torch.cuda.is_available():

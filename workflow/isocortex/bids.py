@@ -22,6 +22,7 @@ from typing import Any
 from isocortex.errors import InputError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+RDM_FILES = (".npy", ".mat", ".csv", ".tsv", ".txt", ".h5", ".hdf5")
 STIMULUS_COLUMNS = ("stim_file", "stimulus", "image", "trial_type")
 """Where an events table's stimulus ids are looked for, in this order."""
 
@@ -47,6 +48,8 @@ class Run:
         Its events table, or None; where RDMs are given, the list of their stimuli.
     mask, confounds
         For derivatives: brain mask and confounds table; for given betas, their mask.
+    rdm
+        Where RDMs are given: which one of a file of several.
     """
 
     subject: str
@@ -59,6 +62,7 @@ class Run:
     events: Path | None = None
     mask: Path | None = None
     confounds: Path | None = None
+    rdm: str = ""
 
     @property
     def name(self) -> str:
@@ -747,6 +751,25 @@ def check_grids(runs: Sequence[tuple[Run, Header]]) -> None:
                 f"{run.bold} and {first.bold} lie on different grids ({header.shape[:3]} and "
                 f"{reference.shape[:3]}): resample one, or exclude the subject"
             )
+
+
+def check_rdm_file(path: str | Path, where: str) -> None:
+    """Raise `InputError` for a file of a kind that no RDM is read from, or that is missing."""
+    path = Path(path)
+    kind = path.suffix.lower()
+    if kind in (".pkl", ".pickle", ".p", ".joblib"):
+        raise InputError(
+            f"{where} is a pickle, which can run code when it is read: in Python save it with "
+            f"rdms.save({path.stem + '.h5'!r}, file_type='hdf5') or numpy.save"
+            f"({path.stem + '.npy'!r}, matrix)"
+        )
+    if kind not in RDM_FILES:
+        raise InputError(
+            f"{where}: files ending in {kind!r} are not read: save .npy, .mat, .csv or "
+            "rsatoolbox's .h5"
+        )
+    if not path.is_file():
+        raise InputError(f"{where} is missing: correct the path")
 
 
 def find_stimuli(folder: str | Path) -> dict[str, Path]:

@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
 from isocortex import store
+from isocortex.bids import check_rdm_file, plain_label
 from isocortex.errors import InputError
 from isocortex.rsa.rdms import MINIMUM_STIMULI, n_stimuli, pair_labels, to_matrices, to_vectors
+
+logger = logging.getLogger(__name__)
+
+STIMULUS_DESCRIPTORS = (
+    "stimulus",
+    "stimuli",
+    "stim",
+    "image",
+    "images",
+    "condition",
+    "conditions",
+    "conds",
+)
+"""Pattern descriptors of an rsatoolbox file that hold the stimulus ids, in this order."""
+REGION_DESCRIPTORS = ("region", "roi")
+SUBJECT_DESCRIPTORS = ("subject", "sub", "participant")
+"""RDM descriptors of an rsatoolbox file of several RDMs that say which one is a row's."""
 
 _TEXT = {".csv": ",", ".tsv": "\t", ".txt": None}
 
@@ -23,6 +43,7 @@ def import_rdms(
     subject: str,
     out: str | Path,
     stimuli: Sequence[str | Path] = (),
+    rdms: Sequence[str] = (),
     task: str = "all",
     measure: str = "given",
     code: str = "",
@@ -32,9 +53,11 @@ def import_rdms(
     Parameters
     ----------
     files
-        ``.npy``, ``.mat``, ``.csv``, ``.tsv`` or ``.txt``: a square symmetric matrix, or the
-        vector of its upper triangle row by row (a ``.csv`` or ``.tsv`` square may carry the
-        stimulus ids in its first row, and again in its first column).
+        ``.npy``, ``.mat`` (any version), ``.csv``, ``.tsv`` or ``.txt``: a square symmetric
+        matrix, or the vector of its upper triangle row by row (a ``.csv`` or ``.tsv`` square may
+        carry the stimulus ids in its first row, and again in its first column). Or rsatoolbox's
+        ``.h5``, which carries ids and may hold the RDMs of several regions and subjects; a file
+        may then be named for several regions. NaN is a pair that was not measured.
     regions
         Name of the region of each file.
     subject
@@ -45,6 +68,11 @@ def import_rdms(
         For each file the text file of its stimulus ids, one a line, in the order of its rows; an
         empty text where the file carries them itself or a file of the same name ending in
         ``_stimuli.txt`` lies beside it.
+    rdms
+        For each file which of its RDMs is meant: the name of an array in a ``.mat``; in an
+        ``.h5`` a position from 0, or descriptors as in ``roi=V1;session=2``. Where it is empty
+        it is the file's only one, or, in an ``.h5``, the one whose descriptors `region` (or
+        `roi`) and `subject` are these.
     task, measure
         Kept with the RDMs.
 
@@ -57,7 +85,8 @@ def import_rdms(
     ------
     InputError
         Where a file is not square, not symmetric, of a length that no number of stimuli gives,
-        holds NaN, or its ids are missing, too few or not unique.
+        a pickle or of another kind, holds several RDMs and none is chosen, only NaN or an
+        infinite value, or its ids are missing, too few or not unique.
     """
     if len(files) != len(regions):
         raise InputError(f"sub-{subject}: {len(files)} files for {len(regions)} regions: name both")
@@ -66,11 +95,19 @@ def import_rdms(
         raise InputError(
             f"sub-{subject}: {len(lists)} stimulus lists for {len(files)} files: name one a file"
         )
+    chosen = list(rdms) or [""] * len(files)
+    if len(chosen) != len(files):
+        raise InputError(
+            f"sub-{subject}: {len(chosen)} choices of an RDM for {len(files)} files: name one a "
+            "file, which may be empty"
+        )
     rows: list[np.ndarray] = []
     names: list[str] = []
-    for file, region, listed in zip(files, regions, lists):
+    for file, region, listed, choice in zip(files, regions, lists, chosen):
         where = f"{file} (sub-{subject}, region {region})"
-        square, found = read_rdm(file, stimuli=listed, where=where)
+        square, found = read_rdm(
+            file, stimuli=listed, rdm=choice, region=str(region), subject=subject, where=where
+        )
         order = np.argsort(np.array(found), kind="stable")
         ordered = [found[k] for k in order]
         if names and ordered != names:
@@ -79,6 +116,9 @@ def import_rdms(
             )
         names = ordered
         rows.append(to_vectors(square[order[:, None], order[None, :]]))
+    missing = {str(r): int(np.isnan(row).sum()) for r, row in zip(regions, rows)}
+    if any(missing.values()):
+        logger.warning("sub-%s: pairs that are NaN, by region: %s", subject, missing)
     first, second = pair_labels(names)
     dataset = xr.Dataset(
         {"dissimilarity": (("region", "pair"), np.array(rows, dtype=np.float64))},
@@ -93,6 +133,7 @@ def import_rdms(
             "measure": measure,
             "noise_normalisation": "unknown",
             "cross_validation": "unknown",
+            "n_pairs_missing": sum(missing.values()),
         },
     )
     sources = [*files, *(listed for listed in lists if str(listed))]
@@ -100,14 +141,29 @@ def import_rdms(
 
 
 def read_rdm(
-    file: str | Path, *, stimuli: str | Path = "", where: str = ""
+    file: str | Path,
+    *,
+    stimuli: str | Path = "",
+    rdm: str = "",
+    region: str = "",
+    subject: str = "",
+    where: str = "",
 ) -> tuple[np.ndarray, list[str]]:
     """Read one RDM and the ids of its stimuli.
+
+    Parameters
+    ----------
+    file, stimuli, rdm
+        As in `import_rdms`.
+    region, subject
+        What an ``.h5`` of several RDMs is searched for where ``rdm`` is empty.
+    where
+        What an error calls the file.
 
     Returns
     -------
     square : numpy.ndarray
-        float64, (n_stimuli, n_stimuli), symmetric, zero diagonal.
+        float64, (n_stimuli, n_stimuli), symmetric, zero diagonal, NaN for missing pairs.
     names : list of str
         Ids in the order of its rows.
 
@@ -118,7 +174,9 @@ def read_rdm(
     """
     file = Path(file)
     where = where or str(file)
-    values, names = _read_values(file, where)
+    check_rdm_file(file, where)
+    meant = _Meant(rdm.strip(), region, subject, bool(str(stimuli)))
+    values, names = _read_values(file, meant, where)
     values = np.squeeze(values)
     if values.ndim == 1:
         try:
@@ -135,17 +193,20 @@ def read_rdm(
         shape = " x ".join(str(n) for n in values.shape)
         raise InputError(f"{where} is {shape}: give a square matrix or a vector of its pairs")
     np.fill_diagonal(square, 0.0)
-    if not np.isfinite(square).all():
+    if np.isinf(square).any():
         raise InputError(
-            f"{where} holds {int((~np.isfinite(square)).sum())} entries that are NaN or infinite: "
-            "leave those stimuli out of all RDMs"
+            f"{where} holds {int(np.isinf(square).sum())} infinite entries: correct them, or make "
+            "them NaN for missing"
         )
-    scale = np.abs(square).max() or 1.0
-    gap = np.abs(square - square.T).max()
-    if gap > 1e-6 * scale:
+    lacking = np.isnan(square)
+    if lacking.sum() == square.size - len(square):
+        raise InputError(f"{where} is NaN throughout: take its row out of the table")
+    scale = np.nanmax(np.abs(square)) or 1.0
+    gap = np.nanmax(np.abs(square - square.T))
+    if gap > 1e-6 * scale or (lacking != lacking.T).any():
+        how = f"entries differ by up to {gap:.3g}" if gap > 1e-6 * scale else "NaN on one side only"
         raise InputError(
-            f"{where} is not symmetric (entries differ by up to {gap:.3g}): average it with its "
-            "transpose if that is meant"
+            f"{where} is not symmetric ({how}): average it with its transpose if that is meant"
         )
     names = _names(file, stimuli, names, where)
     if len(names) != len(square):
@@ -176,46 +237,194 @@ def _names(file: Path, stimuli: str | Path, inside: list[str], where: str) -> li
     return [line.strip() for line in listed.read_text().splitlines() if line.strip()]
 
 
-def _read_values(file: Path, where: str) -> tuple[np.ndarray, list[str]]:
+class _Meant(NamedTuple):
+    """What a row of the table says about its RDM."""
+
+    rdm: str
+    region: str
+    subject: str
+    has_list: bool
+
+
+def _read_values(file: Path, meant: _Meant, where: str) -> tuple[np.ndarray, list[str]]:
     """Return a file's numbers, and the stimulus ids where it carries them."""
     kind = file.suffix.lower()
+    if meant.rdm and kind not in (".mat", ".h5", ".hdf5"):
+        raise InputError(
+            f"{where} holds one RDM: empty the column rdm of the table, which says {meant.rdm!r}"
+        )
     try:
         if kind == ".npy":
-            values = np.load(file, allow_pickle=False)
+            values = _read_npy(file, where)
             names: list[str] = []
         elif kind == ".mat":
-            values, names = _read_mat(file, where), []
+            values, names = _read_mat(file, meant.rdm, where), []
         elif kind in _TEXT:
-            return _read_text(file, where)
+            values, names = _read_text(file, where)
         else:
-            raise InputError(f"{where}: files ending in {kind!r} are not read: save .npy or .csv")
+            values, names = _read_rsatoolbox(file, meant, where)
         return np.asarray(values, dtype=np.float64), names
     except InputError:
         raise
-    except FileNotFoundError as error:
-        raise InputError(f"{where} is missing: correct the path") from error
-    except (OSError, ValueError, TypeError, NotImplementedError) as error:
+    except (OSError, ValueError, TypeError, KeyError, NotImplementedError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"{where} cannot be read ({reason}): save it as .npy or .csv (numbers only)"
         ) from error
 
 
-def _read_mat(file: Path, where: str) -> np.ndarray:
-    """Return the one array of numbers in a MATLAB file (up to version 7)."""
-    from scipy.io import loadmat
+def _read_npy(file: Path, where: str) -> np.ndarray:
+    """Return an array of numbers; an array of Python objects is a pickle."""
+    try:
+        return np.load(file, allow_pickle=False)
+    except ValueError as error:
+        if "pickle" not in str(error):
+            raise
+        raise InputError(
+            f"{where} holds a pickle (Python objects), which can run code when it is read: in "
+            f"Python save its matrix alone with numpy.save({file.name!r}, matrix)"
+        ) from error
 
-    arrays = {
-        name: value
-        for name, value in loadmat(file).items()
-        if not name.startswith("__") and value.dtype.kind in "fiu" and value.size > 1
-    }
+
+def _read_mat(file: Path, rdm: str, where: str) -> np.ndarray:
+    """Return one array of numbers of a MATLAB file: version 7.3 is HDF5, older ones are not."""
+    import h5py
+
+    if h5py.is_hdf5(file):
+        with h5py.File(file) as opened:
+            # MATLAB keeps text as numbers, too, and other classes in groups and references.
+            arrays = {
+                name: item[()].T
+                for name, item in opened.items()
+                if isinstance(item, h5py.Dataset)
+                and item.dtype.kind in "fiu"
+                and _text_of(item.attrs.get("MATLAB_class", "")) != "char"
+            }
+    else:
+        from scipy.io import loadmat
+
+        arrays = {
+            name: value
+            for name, value in loadmat(file).items()
+            if not name.startswith("__") and value.dtype.kind in "fiu"
+        }
+    arrays = {name: value for name, value in arrays.items() if value.size > 1}
+    held = ", ".join(sorted(arrays))
+    if rdm:
+        if rdm not in arrays:
+            raise InputError(
+                f"{where} has no array {rdm} of numbers, which the column rdm of the table names: "
+                f"it has {held or 'none'}"
+            )
+        return arrays[rdm]
     if len(arrays) != 1:
         raise InputError(
-            f"{where} holds {len(arrays)} arrays of numbers ({', '.join(sorted(arrays))}): save "
-            "the RDM alone"
+            f"{where} holds {len(arrays)} arrays of numbers ({held}): name one in the column rdm "
+            "of the table, or save the RDM alone"
         )
     return next(iter(arrays.values()))
+
+
+def _read_rsatoolbox(file: Path, meant: _Meant, where: str) -> tuple[np.ndarray, list[str]]:
+    """Return the pairs of one RDM that rsatoolbox saved as HDF5, and its stimulus ids."""
+    import h5py
+
+    with h5py.File(file) as opened:
+        pairs = opened.get("dissimilarities")
+        if not isinstance(pairs, h5py.Dataset) or pairs.ndim != 2:
+            raise InputError(
+                f"{where} holds no RDMs of rsatoolbox: save them with "
+                f"rdms.save({file.name!r}, file_type='hdf5'), or the matrix as .npy"
+            )
+        row = _chosen_rdm(_descriptors(opened, "rdm_descriptors"), len(pairs), meant, where)
+        values = pairs[row]
+        of_patterns = _descriptors(opened, "pattern_descriptors")
+    return values, [] if meant.has_list else _pattern_ids(of_patterns, where)
+
+
+def _descriptors(opened: Any, name: str) -> dict[str, list[str]]:
+    """Return the descriptors of an rsatoolbox file as text."""
+    import h5py
+
+    if name not in opened:
+        return {}
+    group = opened[name]
+    found = {
+        key: item[()]
+        for key, item in group.items()
+        if isinstance(item, h5py.Dataset) and item.shape
+    }
+    found |= {key: np.asarray(value) for key, value in group.attrs.items()}
+    return {key: [_text_of(v) for v in np.ravel(values)] for key, values in found.items()}
+
+
+def _text_of(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _chosen_rdm(descriptors: Mapping[str, Sequence[str]], n: int, meant: _Meant, where: str) -> int:
+    """Return the position of the RDM that a row of the table means."""
+    rdm = meant.rdm
+    if not rdm and n == 1:
+        return 0
+    if rdm.isdecimal():
+        if int(rdm) >= n:
+            raise InputError(
+                f"{where} holds {n} RDMs: {rdm} in the column rdm of the table should be 0 to "
+                f"{n - 1}"
+            )
+        return int(rdm)
+    wanted: dict[str, str] = {}
+    for part in filter(None, rdm.split(";")):
+        key, mark, value = (text.strip() for text in part.partition("="))
+        if not mark or key not in descriptors:
+            held = ", ".join(sorted(descriptors)) or "none"
+            raise InputError(
+                f"{where}: {part.strip()!r} in the column rdm of the table is no position and no "
+                f"descriptor=value: its RDM descriptors are {held}"
+            )
+        wanted[key] = value
+    if not rdm:
+        for keys, value in (
+            (REGION_DESCRIPTORS, meant.region),
+            (SUBJECT_DESCRIPTORS, meant.subject),
+        ):
+            key = next((key for key in keys if key in descriptors), "")
+            if key:
+                wanted[key] = value
+    rows = [
+        k
+        for k in range(n)
+        if all(_same_label(descriptors[key][k], value) for key, value in wanted.items())
+    ]
+    if len(rows) != 1:
+        searched = " and ".join(f"{key} {value}" for key, value in wanted.items())
+        raise InputError(
+            f"{where} holds {n} RDMs, {len(rows)} of them "
+            f"{'with ' + searched if searched else 'possible'}: name one in the column rdm of the "
+            f"table, by position (0 to {n - 1}) or as descriptor=value"
+        )
+    return rows[0]
+
+
+def _same_label(one: str, other: str) -> bool:
+    """Whether two texts are one label: ``sub-01``, ``01`` and ``1`` are one subject."""
+    one, other = plain_label(one), plain_label(other)
+    return one == other or (one.isdecimal() and other.isdecimal() and int(one) == int(other))
+
+
+def _pattern_ids(descriptors: Mapping[str, Sequence[str]], where: str) -> list[str]:
+    """Return the stimulus ids among pattern descriptors; a position is no id."""
+    named = {key: values for key, values in descriptors.items() if key != "index"}
+    key = next((key for key in STIMULUS_DESCRIPTORS if key in named), "")
+    if not key and len(named) == 1:
+        key = next(iter(named))
+    if not key and named:
+        raise InputError(
+            f"{where} has the pattern descriptors {', '.join(sorted(named))}: call the one with "
+            "the stimulus ids stimulus"
+        )
+    return list(named[key]) if key else []
 
 
 def _number(cell: str) -> bool:
