@@ -17,11 +17,37 @@ rule identify_regions:
         mem_mb=3000,
         runtime=120,
     params:
-        options=options_but("trsa", "comparison", *TRSA_OPTIONAL),
+        options=topology_options("comparison"),
         seed=SEED,
         code=code_version("identify_regions"),
     script:
         "../workflow/identify_regions.py"
+
+
+rule identify_layers:
+    """Identify left-out seeds' layers of a network, with noise added to the RDMs."""
+    input:
+        model_rdms=ancient(family_model_rdms),
+        model_manifests=family_model_rdm_manifests,
+    output:
+        store=directory(layers_store()),
+        manifest=manifest_of(layers_store()),
+    log:
+        log_of("identify_layers", "family-{family}", "measure-{measure}"),
+    benchmark:
+        benchmark_of("identify_layers", "family-{family}", "measure-{measure}")
+    conda:
+        "../envs/rsa.yaml"
+    threads: 2
+    resources:
+        mem_mb=3000,
+        runtime=120,
+    params:
+        options=topology_options("comparison") | layer_options(),
+        seed=SEED,
+        code=code_version("identify_layers"),
+    script:
+        "../workflow/identify_layers.py"
 
 
 rule compare_topology:
@@ -45,7 +71,7 @@ rule compare_topology:
         mem_mb=3000,
         runtime=120,
     params:
-        options=options_but("trsa", "permutations", *TRSA_OPTIONAL),
+        options=topology_options("permutations"),
         seed=SEED,
         code=code_version("compare_topology"),
     script:

@@ -132,7 +132,61 @@ def check_config(config: Mapping[str, Any]) -> dict[str, Any]:
         first = min(errors, key=lambda e: (len(e.absolute_path), str(e.absolute_path)))
         best = jsonschema.exceptions.best_match([first])
         raise InputError(_explain(best))
-    return _expand(filled, "")
+    return _expand_seeds(_expand(filled, ""))
+
+
+def _expand_seeds(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the config with a model for each seed of an entry with seeds, and its family."""
+    models: dict[str, Any] = {}
+    families = dict(config["trsa"]["layer_identification"]["families"])
+    for name, entry in config["features"]["models"].items():
+        key = f"features.models.{name}"
+        model = {option: value for option, value in entry.items() if option != "seeds"}
+        seeds = entry.get("seeds")
+        if seeds is None:
+            members = {name: model}
+        else:
+            _check_seeds(key, model)
+            members = {
+                f"{name}{seed}": model
+                | {"seed": seed, "weights": model["weights"].replace("{seed}", str(seed))}
+                for seed in (range(seeds) if isinstance(seeds, int) else seeds)
+            }
+            if name in families:
+                raise InputError(
+                    f"config: {key} has seeds and trsa.layer_identification.families.{name} is "
+                    "there too: rename one"
+                )
+            families[name] = {"models": list(members)}
+        for member in members:
+            if member in models:
+                raise InputError(
+                    f"config: {key} makes a model {member}, which another entry of features.models "
+                    "is or makes: rename one"
+                )
+        models |= members
+    layers = config["trsa"]["layer_identification"] | {"families": families}
+    return config | {
+        "features": config["features"] | {"models": models},
+        "trsa": config["trsa"] | {"layer_identification": layers},
+    }
+
+
+def _check_seeds(key: str, model: Mapping[str, Any]) -> None:
+    """Refuse seeds of a model that would all be the same."""
+    weights = model["weights"]
+    if model["seed"]:
+        raise InputError(f"config: {key} has seed and seeds: remove one")
+    if model["source"] == "builtin" and model["architecture"] in ("pixels", "gabor"):
+        raise InputError(
+            f"config: {key}.seeds: {model['architecture']} has no weights, all seeds are the "
+            "same: remove seeds"
+        )
+    if weights == "hub" or (weights != "none" and "{seed}" not in weights):
+        raise InputError(
+            f"config: {key}.weights is {weights!r}, which is one model, and {key}.seeds asks for "
+            "several: use none, or a path with {seed} in it"
+        )
 
 
 def sections(schema: Mapping[str, Any] | None = None, prefix: str = "") -> Iterator[dict[str, str]]:

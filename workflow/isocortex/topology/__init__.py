@@ -41,6 +41,13 @@ from isocortex.topology.identification import (
     sensitivity_specificity,
 )
 from isocortex.topology.identify import identify
+from isocortex.topology.layers import (
+    SeedRDMs,
+    identify_layers,
+    layer_dataset,
+    load_seeds,
+    with_noise,
+)
 from isocortex.topology.model_comparison import bootstrap_means, correlations, infer
 from isocortex.topology.persistence import (
     PersistenceOptions,
@@ -66,6 +73,7 @@ __all__ = [
     "Draws",
     "Estimator",
     "PersistenceOptions",
+    "SeedRDMs",
     "Statistic",
     "SummarySet",
     "TopologyOptions",
@@ -87,10 +95,13 @@ __all__ = [
     "gram",
     "identification_dataset",
     "identify",
+    "identify_layers",
     "identify_regions",
     "infer",
+    "layer_dataset",
     "leave_one_out_distances",
     "list_statistics",
+    "load_seeds",
     "measure_dependence",
     "minmax",
     "nested_scores",
@@ -109,4 +120,5 @@ __all__ = [
     "threshold_grid",
     "topology_dataset",
     "unit_rdm",
+    "with_noise",
 ]

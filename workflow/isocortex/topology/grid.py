@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 
 import numpy as np
@@ -100,6 +100,26 @@ class TopologyOptions:
                 f"interval is {self.interval} in config section trsa: use a value between 0 and 1"
             )
 
+    def check_stimuli(self, n_stimuli: int) -> None:
+        """Raise `InputError` for options that do not fit the number of stimuli."""
+        if "k_nearest" in self.geodesic_graphs and self.geodesic_neighbours >= n_stimuli:
+            raise InputError(
+                f"geodesic_neighbours is {self.geodesic_neighbours} in config section trsa, with "
+                f"{n_stimuli} stimuli: use at most {n_stimuli - 1}"
+            )
+
+    @property
+    def attrs(self) -> dict[str, object]:
+        """What every store of these options says of them."""
+        return {
+            "scale": self.scale,
+            "threshold": self.threshold,
+            "pool": self.pool,
+            "geodesic": self.geodesic,
+            "interval_level": self.interval,
+            "options": asdict(self),
+        }
+
     @property
     def geodesic(self) -> str:
         """What the RGDMs are, in words."""
@@ -177,6 +197,16 @@ def list_statistics(options: TopologyOptions) -> list[Statistic]:
             name = Transform("rgdm", (float(value),), graph).name
             found.append(Statistic(name, "geodesic", graph=graph))
     return found
+
+
+def statistic_coords(statistics: Sequence[Statistic]) -> dict[str, object]:
+    """Return the coordinates along ``statistic`` of a store."""
+    return {
+        "statistic": np.array([s.name for s in statistics], dtype=object),
+        "family": ("statistic", np.array([s.family for s in statistics], dtype=object)),
+        "lower": ("statistic", np.array([s.lower for s in statistics])),
+        "upper": ("statistic", np.array([s.upper for s in statistics])),
+    }
 
 
 class SummarySet:

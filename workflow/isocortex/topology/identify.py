@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from isocortex import parallel
+from isocortex.errors import InputError
 from isocortex.rsa.rdms import n_stimuli
+from isocortex.rsa.scores import FEWEST_STIMULI
 from isocortex.topology import identification
 from isocortex.topology.grid import NESTED, Statistic, SummarySet, TopologyOptions
 from isocortex.topology.identification import Draws
@@ -42,6 +44,160 @@ DIMS = {
     "confusion": ("statistic", "region", "predicted"),
 }
 """Arrays that `identify` returns, and their dims; along statistics the nested one comes last."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What an identification can use of the RDMs and options that it was given.
+
+    Attributes
+    ----------
+    options
+        With what can be resampled.
+    flag
+        Why there is no identification at all, empty where there is one.
+    flags
+        All that too few subjects, regions or stimuli take away, with the number needed.
+    kept
+        Index of the regions that all subjects have; all regions where there is a flag.
+    left_out
+        Reasons by name of the other regions.
+    """
+
+    options: TopologyOptions
+    flag: str
+    flags: list[str]
+    kept: list[int]
+    left_out: dict[str, str]
+
+
+def prepare(
+    rdms: np.ndarray,
+    options: TopologyOptions,
+    *,
+    subjects: Sequence[str],
+    regions: Sequence[str],
+    who: str = "subjects",
+    what: str = "region",
+) -> Prepared:
+    """Return what can be identified among RDMs, of which some may be missing or unusable.
+
+    Parameters
+    ----------
+    rdms
+        Shape (subject, region, pair).
+    options
+        See `TopologyOptions`.
+    subjects, regions
+        Their names, as messages have them.
+    who, what
+        What the first two axes are in messages: several of the first, one of the second.
+    """
+    options, flags = resampled(
+        options, n_stimuli(rdms.shape[-1]), n_subjects=len(subjects), who=who
+    )
+    left_out: dict[str, str] = {}
+    for (_, r), reason in unusable_rdms(rdms, subjects).items():
+        name = regions[r]
+        left_out[name] = f"{left_out[name]}, {reason}" if name in left_out else reason
+    flags += [
+        f"{what} {name} is left out of the identification, which needs a usable RDM of all "
+        f"{len(subjects)} {who}: {reason}"
+        for name, reason in left_out.items()
+    ]
+    kept = [r for r, name in enumerate(regions) if name not in left_out]
+    flag = ""
+    if len(subjects) < 2:
+        flag = f"needs at least 2 {who}, has {len(subjects)}"
+    elif len(kept) < 2:
+        flag = f"needs at least 2 {what}s that all {who} have, has {len(kept)}"
+    if flag:
+        flags.insert(0, f"no identification: it {flag}")
+        kept = list(range(len(regions)))
+    elif len(subjects) < FEWEST_SUBJECTS:
+        flags.append(
+            f"no nested choice of (l, u): {len(subjects)} {who}, at least {FEWEST_SUBJECTS} are "
+            "needed"
+        )
+    for line in flags:
+        logger.warning("%s", line)
+    return Prepared(options, flag, flags, kept, left_out)
+
+
+def resampled(
+    options: TopologyOptions,
+    n_stimuli: int,
+    *,
+    n_subjects: int | None = None,
+    who: str = "subjects",
+) -> tuple[TopologyOptions, list[str]]:
+    """Return the options with what can be resampled, and why that is less than was asked for.
+
+    Stimuli need to be `FEWEST_STIMULI`. Subjects, where their number is given, need to be
+    `FEWEST_SUBJECTS`: a sample of an identification needs one to leave out and another to learn
+    from, so that of two subjects every sample is the data.
+    """
+    flags = []
+    if n_stimuli < FEWEST_STIMULI and options.resample != "subjects":
+        few = f"{n_stimuli} stimuli, at least {FEWEST_STIMULI} are needed to resample them"
+        if options.resample == "stimuli":
+            raise InputError(
+                f"resample is stimuli in config section trsa, with {few}: use subjects"
+            )
+        flags.append(f"only {who} are resampled: {few}")
+        options = replace(options, resample="subjects")
+    elif n_subjects is not None and n_subjects < FEWEST_SUBJECTS and options.resample == "both":
+        flags.append(
+            f"only stimuli are resampled: {n_subjects} {who}, at least {FEWEST_SUBJECTS} are "
+            "needed to resample them"
+        )
+        options = replace(options, resample="stimuli")
+    return options, flags
+
+
+def unusable_rdms(rdms: np.ndarray, subjects: Sequence[str]) -> dict[tuple[int, int], str]:
+    """Return why RDMs cannot be used, by index of subject and region; usable ones are not in it.
+
+    Parameters
+    ----------
+    rdms
+        Shape (subject, region, pair).
+    subjects
+        Names of the subjects, as the reasons have them.
+    """
+    reasons = {}
+    finite = np.isfinite(rdms)
+    for s, r in np.ndindex(*rdms.shape[:2]):
+        if not finite[s, r].any():
+            reason = "has no RDM"
+        elif not finite[s, r].all():
+            reason = f"has an RDM with {int((~finite[s, r]).sum())} NaN dissimilarities"
+        elif np.ptp(rdms[s, r]) == 0:
+            reason = "has an RDM whose dissimilarities are all equal"
+        else:
+            continue
+        reasons[s, r] = f"{subjects[s]} {reason}"
+    return reasons
+
+
+def identification_methods(
+    options: TopologyOptions, n_subjects: int, *, who: str = "subject", what: str = "region"
+) -> str:
+    """Return the sentences on how identification was done, for the report."""
+    if options.resample == "subjects" and n_subjects < FEWEST_SUBJECTS:
+        intervals = f"There are no intervals, which {n_subjects} {who}s do not give;"
+    else:
+        drawn = {"both": f"{who}s and stimuli", "subjects": f"{who}s", "stimuli": "stimuli"}
+        intervals = (
+            f"Intervals ({100 * options.interval:g} %) come from {options.bootstrap_samples} "
+            f"bootstrap samples of {drawn[options.resample]}, centred on the estimate;"
+        )
+    return (
+        f"{what.capitalize()}s of each {who} were identified with the nearest centroid (Euclidean "
+        f"distance) of the other {who}s' {what}s; threshold pairs were chosen, where marked as "
+        f"nested, among the other {who}s. {intervals} p-values against chance come from "
+        f"{options.permutations} permutations of {what}s within {who}s."
+    )
 
 
 @dataclass(frozen=True)

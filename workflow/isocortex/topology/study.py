@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ import xarray as xr
 from isocortex import parallel, store
 from isocortex.errors import InputError
 from isocortex.rsa.rdms import BrainRDMs, align_models, load_rdms
-from isocortex.rsa.scores import FEWEST_STIMULI
 from isocortex.topology import identification, model_comparison
 from isocortex.topology.grid import (
     NESTED,
@@ -21,14 +19,18 @@ from isocortex.topology.grid import (
     SummarySet,
     TopologyOptions,
     list_statistics,
+    statistic_coords,
 )
 from isocortex.topology.identification import Draws
 from isocortex.topology.identify import (
     DIMS,
-    FEWEST_SUBJECTS,
     LEAST_PAIRS,
     empty_outcome,
+    identification_methods,
     identify,
+    prepare,
+    resampled,
+    unusable_rdms,
 )
 
 logger = logging.getLogger(__name__)
@@ -73,7 +75,7 @@ def identify_regions(
     """
     chosen = TopologyOptions(seed=seed, **options)
     brain = load_rdms(rdms)
-    _check_options(brain, chosen)
+    chosen.check_stimuli(len(brain.stimuli))
     dataset = identification_dataset(brain, chosen, threads=threads)
     store.write(dataset, out, spec="identification", sources=list(rdms), code=code)
 
@@ -114,7 +116,7 @@ def compare_topology(
     """
     chosen = TopologyOptions(seed=seed, **options)
     brain = load_rdms(rdms)
-    _check_options(brain, chosen)
+    chosen.check_stimuli(len(brain.stimuli))
     models = align_models(model_rdms, brain.stimuli, groups=brain.groups or None)
     dataset = topology_dataset(
         brain,
@@ -128,100 +130,34 @@ def compare_topology(
     store.write(dataset, out, spec="topology", sources=[*rdms, *model_rdms], code=code)
 
 
-def _check_options(brain: BrainRDMs, options: TopologyOptions) -> None:
-    """Raise `InputError` for options that do not fit the RDMs."""
-    if "k_nearest" in options.geodesic_graphs and not (
-        options.geodesic_neighbours < len(brain.stimuli)
-    ):
-        raise InputError(
-            f"geodesic_neighbours is {options.geodesic_neighbours} in config section trsa, with "
-            f"{len(brain.stimuli)} stimuli: use at most {len(brain.stimuli) - 1}"
-        )
-
-
-def resampled(
-    options: TopologyOptions, n_stimuli: int, *, n_subjects: int | None = None
-) -> tuple[TopologyOptions, list[str]]:
-    """Return the options with what can be resampled, and why that is less than was asked for.
-
-    Stimuli need to be `FEWEST_STIMULI`. Subjects, where their number is given, need to be
-    `FEWEST_SUBJECTS`: a sample of an identification needs one to leave out and another to learn
-    from, so that of two subjects every sample is the data.
-    """
-    flags = []
-    if n_stimuli < FEWEST_STIMULI and options.resample != "subjects":
-        few = f"{n_stimuli} stimuli, at least {FEWEST_STIMULI} are needed to resample them"
-        if options.resample == "stimuli":
-            raise InputError(
-                f"resample is stimuli in config section trsa, with {few}: use subjects"
-            )
-        flags.append(f"only subjects are resampled: {few}")
-        options = replace(options, resample="subjects")
-    elif n_subjects is not None and n_subjects < FEWEST_SUBJECTS and options.resample == "both":
-        flags.append(
-            f"only stimuli are resampled: {n_subjects} subjects, at least {FEWEST_SUBJECTS} are "
-            "needed to resample them"
-        )
-        options = replace(options, resample="stimuli")
-    return options, flags
-
-
 def unusable(brain: BrainRDMs) -> dict[tuple[str, str], str]:
     """Return why RDMs cannot be used, by (subject, region); usable ones are not in it."""
-    reasons = {}
-    finite = np.isfinite(brain.dissimilarity)
-    for s, subject in enumerate(brain.subjects):
-        for r, region in enumerate(brain.regions):
-            values = brain.dissimilarity[s, r]
-            if not finite[s, r].any():
-                reason = "has no RDM"
-            elif not finite[s, r].all():
-                reason = f"has an RDM with {int((~finite[s, r]).sum())} NaN dissimilarities"
-            elif np.ptp(values) == 0:
-                reason = "has an RDM whose dissimilarities are all equal"
-            else:
-                continue
-            reasons[subject, region] = f"sub-{subject} {reason}"
-    return reasons
+    names = [f"sub-{subject}" for subject in brain.subjects]
+    return {
+        (brain.subjects[s], brain.regions[r]): reason
+        for (s, r), reason in unusable_rdms(brain.dissimilarity, names).items()
+    }
 
 
 def identification_dataset(
     brain: BrainRDMs, options: TopologyOptions, *, threads: int = 1
 ) -> xr.Dataset:
     """Return the identification analysis of a set of subjects' RDMs, see `identify_regions`."""
-    options, flags = resampled(options, len(brain.stimuli), n_subjects=len(brain.subjects))
-    left_out: dict[str, str] = {}
-    for (_, region), reason in unusable(brain).items():
-        left_out[region] = f"{left_out[region]}, {reason}" if region in left_out else reason
-    flags += [
-        f"region {region} is left out of the identification, which needs a usable RDM of all "
-        f"{len(brain.subjects)} subjects: {reason}"
-        for region, reason in left_out.items()
-    ]
-    regions = [region for region in brain.regions if region not in left_out]
-    flag = ""
-    if len(brain.subjects) < 2:
-        flag = f"needs at least 2 subjects, has {len(brain.subjects)}"
-    elif len(regions) < 2:
-        flag = f"needs at least 2 regions that all subjects have, has {len(regions)}"
+    prepared = prepare(
+        brain.dissimilarity,
+        options,
+        subjects=[f"sub-{subject}" for subject in brain.subjects],
+        regions=brain.regions,
+    )
+    options, regions = prepared.options, [brain.regions[r] for r in prepared.kept]
     statistics = list_statistics(options)
-    if flag:
-        flags = [f"no identification: it {flag}", *flags]
-        regions = list(brain.regions)
+    if prepared.flag:
         outcome = empty_outcome(len(statistics) + 1, len(brain.subjects), len(regions))
         choice = np.full((1, len(brain.subjects)), len(statistics))
     else:
-        if len(brain.subjects) < FEWEST_SUBJECTS:
-            flags.append(
-                f"no nested choice of (l, u): {len(brain.subjects)} subjects, at least "
-                f"{FEWEST_SUBJECTS} are needed"
-            )
-        index = [brain.regions.index(region) for region in regions]
         outcome, choice = identify(
-            brain.dissimilarity[None, :, index], statistics, options, threads=threads
+            brain.dissimilarity[None, :, prepared.kept], statistics, options, threads=threads
         )
-    for line in flags:
-        logger.warning("%s", line)
     arrays = {name: (dims, outcome[name]) for name, dims in DIMS.items()}
     # Which pair each fold chose, by name.
     names = np.array([*(s.name for s in statistics), ""], dtype=object)
@@ -236,23 +172,15 @@ def identification_dataset(
         },
         attrs={
             **_shared_attrs(brain, options),
-            "chance": 1 / len(regions) if regions else float("nan"),
-            "flag": flag,
-            "flags": flags,
-            "methods": "" if flag else _identification_methods(options, len(brain.subjects)),
-            "regions_left_out": left_out,
+            "chance": 1 / len(regions),
+            "flag": prepared.flag,
+            "flags": prepared.flags,
+            "methods": ""
+            if prepared.flag
+            else identification_methods(options, len(brain.subjects)),
+            "regions_left_out": prepared.left_out,
         },
     )
-
-
-def statistic_coords(statistics: Sequence[Statistic]) -> dict[str, object]:
-    """Return the coordinates along ``statistic`` of a store."""
-    return {
-        "statistic": np.array([s.name for s in statistics], dtype=object),
-        "family": ("statistic", np.array([s.family for s in statistics], dtype=object)),
-        "lower": ("statistic", np.array([s.lower for s in statistics])),
-        "upper": ("statistic", np.array([s.upper for s in statistics])),
-    }
 
 
 def topology_dataset(
@@ -424,35 +352,12 @@ def compare_by(
     return {**inferred, "score_subject": scores, "n_pairs": np.int32(pairs.sum())}
 
 
-_RESAMPLED = {
-    "both": "subjects and stimuli",
-    "subjects": "subjects",
-    "stimuli": "stimuli",
-}
-
-
 _COMPARED = {
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",
     "corr_cov": "whitened Pearson correlation",
     "rho_a": "Spearman correlation under random tie-breaking (rho-a)",
 }
-
-
-def _identification_methods(options: TopologyOptions, n_subjects: int) -> str:
-    if options.resample == "subjects" and n_subjects < FEWEST_SUBJECTS:
-        intervals = f"There are no intervals, which {n_subjects} subjects do not give;"
-    else:
-        intervals = (
-            f"Intervals ({100 * options.interval:g} %) come from {options.bootstrap_samples} "
-            f"bootstrap samples of {_RESAMPLED[options.resample]}, centred on the estimate;"
-        )
-    return (
-        "Regions of each subject were identified with the nearest centroid (Euclidean distance) "
-        "of the other subjects' regions; threshold pairs were chosen, where marked as nested, "
-        f"among the other subjects. {intervals} p-values against chance come from "
-        f"{options.permutations} permutations of regions within subjects."
-    )
 
 
 def _topology_methods(options: TopologyOptions) -> str:
@@ -472,13 +377,8 @@ def _topology_methods(options: TopologyOptions) -> str:
 
 def _shared_attrs(brain: BrainRDMs, options: TopologyOptions) -> dict[str, object]:
     return {
-        "scale": options.scale,
-        "threshold": options.threshold,
-        "pool": options.pool,
-        "geodesic": options.geodesic,
+        **options.attrs,
         "measure": brain.measure,
         "task": brain.task,
         "n_stimuli": len(brain.stimuli),
-        "interval_level": options.interval,
-        "options": asdict(options),
     }
