@@ -27,6 +27,8 @@ from isocortex.topology.identification import (
     bootstrap_interval,
     draw_bootstrap,
     draw_permutations,
+    leave_one_out_distances,
+    permutation_accuracy,
     permutation_p,
 )
 from isocortex.topology.identify import FEWEST_SUBJECTS
@@ -254,55 +256,43 @@ def pairwise_distances(
     return matrices
 
 
-def without_own(distances: np.ndarray) -> np.ndarray:
-    """Return distances with those within a subject at 0, so that sums are over other subjects.
+def inner_products(distances: np.ndarray) -> np.ndarray:
+    """Return what stands for inner products of diagrams, which have no coordinates.
 
-    Parameters
-    ----------
-    distances
-        Shape (..., subject, region, subject, region).
+    With -1/2 of the squared distances in place of a Gram matrix the squared distance to a centroid
+    is the mean squared distance to its members less half of that between them (Gower), as for
+    vectors: region identification needs nothing else.
     """
-    subjects = np.arange(distances.shape[-2])
-    others = distances.copy()
-    others[..., subjects, :, subjects, :] = 0.0
-    return others
+    return -0.5 * np.square(distances)
 
 
-def identify_nearest(distances: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
-    """Return which region each one is taken for: the nearest on average in the other subjects.
-
-    Diagrams have no centroid, so that means of distances stand for distances from means.
+def bootstrap_centroid_distances(distances: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return squared distances to the centroids of the other subjects' regions, over samples.
 
     Parameters
     ----------
     distances
-        Shape (..., subject, region, subject, region), see `without_own`.
+        Shape (subject, region, subject, region).
     counts
-        How often each subject is in each bootstrap sample, shape (sample, subject); once where not
-        given. Copies of the subject left out are left out with it.
+        How often each subject is in each bootstrap sample, shape (sample, subject), at least two
+        different ones. Copies of the subject left out are left out with it.
 
     Returns
     -------
     numpy.ndarray
-        Index of the region, shape (..., subject, region), of bootstrap samples
-        (sample, subject, region).
+        Shape (sample, subject, region, region of the centroid).
     """
-    if counts is None:
-        return distances.sum(axis=-2).argmin(axis=-1)
-    return np.einsum("bt,srtq->bsrq", counts, distances, optimize=True).argmin(axis=-1)
-
-
-def _permutation_accuracy(distances: np.ndarray, permutations: np.ndarray) -> np.ndarray:
-    """Return the accuracy with regions permuted within subjects, shape (sample,)."""
-    n_subjects, n_regions = distances.shape[:2]
-    size = n_subjects * n_regions
-    square = distances.reshape(size, size)
-    order = (permutations + np.arange(n_subjects)[:, None] * n_regions).reshape(-1, size)
-    accuracy = np.empty(len(order))
-    for k, index in enumerate(order):
-        shuffled = square[np.ix_(index, index)].reshape(distances.shape)
-        accuracy[k] = (identify_nearest(shuffled) == np.arange(n_regions)).mean()
-    return accuracy
+    squares = np.square(distances)
+    subjects = np.arange(len(distances))
+    same = np.einsum("sqtq->qst", squares)
+    squares[subjects, :, subjects] = 0.0
+    others = counts.sum(axis=1, keepdims=True) - counts
+    to_members = np.einsum("bt,srtq->bsrq", counts, squares, optimize=True)
+    to_same = np.einsum("bt,qst->bsq", counts, same, optimize=True)
+    between = np.einsum("bs,bsq->bq", counts, to_same)[:, None] - 2 * counts[..., None] * to_same
+    return to_members / others[..., None, None] - between[..., None, :] / (
+        2 * np.square(others)[..., None, None]
+    )
 
 
 def summarise_persistence(
@@ -518,7 +508,7 @@ def _identify(
     if not skip:
         used = np.flatnonzero(complete)
         n_used = len(used)
-        kept = without_own(distances[:, :, used][..., used])
+        kept = distances[:, :, used][..., used]
         permutations = draw_permutations(
             options.permutations, subjects=n_subjects, regions=n_used, seed=options.seed
         )
@@ -530,9 +520,15 @@ def _identify(
             seed=options.seed,
         ).subjects
         truth = np.arange(n_used)
-        null = np.array([_permutation_accuracy(matrix, permutations) for matrix in kept])
+        products = [inner_products(matrix) for matrix in kept]
+        null = np.array(
+            [
+                permutation_accuracy(product, permutations, nested=False)[0].mean(axis=1)
+                for product in products
+            ]
+        )
         for d, matrix in enumerate(kept):
-            predicted = identify_nearest(matrix)
+            predicted = leave_one_out_distances(products[d]).argmin(axis=-1)
             by_subject[d] = (predicted == truth).mean(axis=-1)
             single["accuracy"][d] = by_subject[d].mean()
             single["p"][d] = permutation_p(single["accuracy"][d], null[d])
@@ -540,7 +536,8 @@ def _identify(
             for s in range(n_subjects):
                 np.add.at(confusion[d], (used, used[predicted[s]]), 1)
             if n_subjects >= FEWEST_SUBJECTS:
-                right = (identify_nearest(matrix, draws) == truth).mean(axis=-1)
+                nearest = bootstrap_centroid_distances(matrix, draws).argmin(axis=-1)
+                right = (nearest == truth).mean(axis=-1)
                 samples = (right * draws).sum(axis=-1) / draws.sum(axis=-1)
                 ends = bootstrap_interval(
                     samples, single["accuracy"][d], interval=options.interval, bounds=(0, 1)
@@ -568,8 +565,9 @@ def _methods(options: PersistenceOptions, n_subjects: int, *, identified: bool) 
     )
     if identified:
         text += (
-            " Regions of each subject were identified as the region with the smallest mean "
-            "distance in the other subjects; p-values against chance come from "
+            " Regions of each subject were identified with the nearest centroid of the other "
+            "subjects' regions, its squared distance being the mean squared distance of its "
+            "members less half of that between them; p-values against chance come from "
             f"{options.permutations} permutations of regions within subjects."
         )
     if n_subjects >= FEWEST_SUBJECTS:
