@@ -31,6 +31,7 @@ from isocortex.rsa import (
     whiten,
 )
 from isocortex.rsa.compute import usable_voxels
+from isocortex.rsa.dissimilarity import poisson_cv_of_run_means
 from isocortex.rsa.noise import SHRINKAGES
 
 TOLERANCE = 1e-8
@@ -410,6 +411,13 @@ def test_neighbourhoods_at_once_are_neighbourhoods_one_by_one(case, voxels_first
     )
     assert single.dtype == np.float32
     np.testing.assert_allclose(single, ours, rtol=0, atol=2e-5)
+    counts = design.run_means(np.abs(patterns), centre=False)
+    table[:40] = np.moveaxis(counts, -1, 0)
+    stack = table[padded].transpose(*((0, 1, 3, 2) if voxels_first else (0, 2, 3, 1)))
+    ours = poisson_cv_of_run_means(stack, design, voxels_first=voxels_first, n_voxels=sizes)
+    for row, chosen in zip(ours, members):
+        wanted = poisson_cv_distance(np.abs(patterns[:, chosen]), labels, runs)[0]
+        np.testing.assert_allclose(row, wanted, rtol=0, atol=1e-10)
 
 
 def test_stacks_of_patterns_are_patterns_one_by_one():

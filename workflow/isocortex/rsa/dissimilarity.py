@@ -12,8 +12,6 @@ import numpy as np
 
 from isocortex.rsa.noise import whiten
 from isocortex.rsa.patterns import CrossvalidationDesign, crossvalidation_design
-from isocortex.rsa.patterns import constant_patterns as constant_patterns
-from isocortex.rsa.patterns import mean_patterns as mean_patterns
 from isocortex.rsa.rdms import pair_indices, to_vectors
 
 MEASURES = (
