@@ -1,5 +1,7 @@
 """Dissimilarities and noise covariances against rsatoolbox, closed forms and simulated truth."""
 
+import json
+
 import numpy as np
 import pytest
 from rsatoolbox.data import Dataset
@@ -13,6 +15,7 @@ from rsatoolbox.data.noise import (
 from rsatoolbox.rdm import calc_rdm, calc_rdm_unbalanced
 
 from isocortex.rsa import (
+    MEASURES,
     correlation_distance,
     cosine_distance,
     covariance,
@@ -30,7 +33,7 @@ from isocortex.rsa import (
     to_vectors,
     whiten,
 )
-from isocortex.rsa.compute import usable_voxels
+from isocortex.rsa.compute import MODEL_MEASURES, NOISE_SOURCES, usable_voxels
 from isocortex.rsa.dissimilarity import poisson_cv_of_run_means
 from isocortex.rsa.noise import SHRINKAGES
 
@@ -242,6 +245,22 @@ def test_noise_of_measurements_has_the_right_size():
         draws.append(np.diag(covariance(residuals, method="diag", degrees_of_freedom=freedom)))
     draws = np.array(draws).mean(axis=1)
     assert abs(draws.mean() - 4.0) < 3 * draws.std() / np.sqrt(len(draws))
+
+
+@pytest.mark.parametrize("method", SHRINKAGES)
+def test_noise_covariance_of_fewer_samples_than_voxels(method):
+    residuals = np.random.default_rng(24).standard_normal((15, 40)) * np.linspace(0.1, 30, 40)
+    peer = cov_from_residuals(residuals.copy(), method=method)
+    np.testing.assert_allclose(covariance(residuals, method=method), peer, rtol=1e-9, atol=1e-12)
+
+
+def test_config_offers_what_there_is(root):
+    schema = json.loads((root / "workflow/schemas/config/rsa.json").read_text())["properties"]
+    assert tuple(schema["measures"]["items"]["enum"]) == MEASURES
+    assert tuple(schema["model_measure"]["enum"]) == ("matched", *MODEL_MEASURES)
+    noise = schema["noise_normalisation"]["properties"]
+    assert tuple(noise["source"]["enum"]) == NOISE_SOURCES
+    assert tuple(noise["shrinkage"]["enum"]) == SHRINKAGES
 
 
 def test_shrinkage_makes_few_samples_invertible():

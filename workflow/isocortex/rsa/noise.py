@@ -63,7 +63,7 @@ def covariance(
         held = np.broadcast_to(there.sum(axis=-1), variance.shape[:-1])
         whole = sample * (dof / n)
         target = np.einsum("...ii->...", whole) / held
-        size = np.square(whole).sum(axis=(-2, -1))
+        size = np.einsum("...ij,...ij->...", whole, whole)
         # The squared products of all pairs of voxels are the square of their sum of squares.
         fourth = np.square(np.square(x).sum(axis=-1)).sum(axis=-1)
         distance = size - held * target**2
@@ -76,13 +76,16 @@ def covariance(
             1.0,
         )
     elif method == "shrinkage_diag":
-        scaled = np.square(x) / np.where(there & (variance > 0), variance, 1)[..., None, :]
-        # Over all pairs of voxels but each with itself.
+        scaled = x / np.sqrt(np.where(there & (variance > 0), variance, 1))[..., None, :]
+        each = np.square(scaled).sum(axis=-2)
+        # Sums over all pairs of voxels but each with itself. Of products of sums over samples the
+        # squares add up to those of the smaller of the two Gram matrices.
+        flipped = np.swapaxes(scaled, -1, -2)
+        gram = scaled @ flipped if n < v else flipped @ scaled
+        total = np.einsum("...ij,...ij->...", gram, gram) - np.square(each).sum(axis=-1)
+        total = np.maximum(total, 0) / (n - 1) ** 2
+        scaled = np.square(scaled)
         fourth = (scaled.sum(axis=-1) ** 2 - np.square(scaled).sum(axis=-1)).sum(axis=-1)
-        scale = np.where(variance > 0, variance, 1)
-        squares = np.square(sample) / (scale[..., :, None] * scale[..., None, :])
-        squares[..., diagonal, diagonal] = 0
-        total = squares.sum(axis=(-2, -1)) * (dof / (n - 1)) ** 2
         uncertainty = n / dof**2 * (fourth / (n - 1) - total)
         intensity = np.where(
             total > 0, np.clip(uncertainty / np.where(total > 0, total, 1), 0, 1), 1.0
