@@ -17,6 +17,7 @@ FIGURES = (
     "searchlight-memory",
     "dual-bootstrap-corr",
     "geodesic-twostep",
+    "agtdm",
     "ridge-cv-primal",
     "lsa",
     "motion",

@@ -594,18 +594,21 @@ def _test_all(
         orders[start : start + _PERMUTATIONS_A_BLOCK]
         for start in range(0, len(orders), _PERMUTATIONS_A_BLOCK)
     ]
-    drawn = list(
-        parallel.map_blocks(_maxima, blocks, regions, layers, threads=threads, label="permutations")
-    )
-    null = np.concatenate([block.group for block in drawn])
-    plain = np.concatenate([block.plain for block in drawn])
-    subject = np.concatenate([block.subject for block in drawn])
+    group, plain = [], []
+    as_large = np.ones(data.subject.shape[1:])  # the data themselves
+    for block in parallel.map_blocks(
+        _maxima, blocks, regions, layers, threads=threads, label="permutations"
+    ):
+        group.append(block.group)
+        plain.append(block.plain)
+        as_large += (block.subject >= data.subject - _ROUNDING).sum(axis=0)
+    null = np.concatenate(group)
 
     # Chosen once more for the data: where, and what each subject has there.
     at_maximum = np.full((*shape, n_subjects), np.nan)
     chosen = np.full((2, *shape), np.nan)
     own, own_p = np.full_like(at_maximum, np.nan), np.full_like(at_maximum, np.nan)
-    p_own = _permutation_p(data.subject[0], subject)
+    p_own = as_large / (1 + len(orders))
     first = 0
     for r, region in enumerate(regions):
         who = np.flatnonzero(usable[:, r])
@@ -623,7 +626,7 @@ def _test_all(
             at_maximum[k, r, who] = maps[:, place[0], place[1]]
     some = usable.any(axis=0)
     p = np.where(some, _permutation_p(data.group[0], null), np.nan)
-    p_plain = np.where(some, _permutation_p(data.plain[0], plain), np.nan)
+    p_plain = np.where(some, _permutation_p(data.plain[0], np.concatenate(plain)), np.nan)
     return {
         "agtdm": ((*dims, "subject"), at_maximum),
         "agtdm_subject": ((*dims, "subject"), own),
