@@ -6,29 +6,17 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import xarray as xr
 from rsatoolbox.data import Dataset
 from rsatoolbox.rdm import calc_rdm
-from scipy import stats
 
 from isocortex import store
 from isocortex.errors import InputError
 from isocortex.rsa import (
     compute_model_rdms,
     correlate,
-    covariance,
-    crossnobis_distance,
-    euclidean_distance,
-    mean_patterns,
-    parse_transform,
-    whiten,
 )
 from isocortex.searchlight import (
-    combine_searchlights,
-    combine_surface_searchlights,
     map_searchlight,
-    map_surface_searchlight,
-    template_surface,
 )
 
 _SPEC = importlib.util.spec_from_file_location(
@@ -151,83 +139,3 @@ def test_searchlights_that_cannot_be_are_refused(mapped, tmp_path, change, messa
         inputs = {**inputs, "betas": thin}
     with pytest.raises(InputError, match=message):
         map_searchlight(**inputs, out=tmp_path / "s.zarr", maps=tmp_path / "maps", **change)
-
-
-def write_lights(folder, z, *, affine=stores.AFFINE, first=1, n_predictors=1):
-    """Searchlight stores of subjects whose Fisher z is given: (subject, predictor, voxel)."""
-    files = []
-    n_voxels = z.shape[2]
-    at = np.unravel_index(np.arange(n_voxels), (10, 10, 10))
-    for k, one in enumerate(z, start=first):
-        path = folder / f"sub-{k:02d}.zarr"
-        names = [f"m/l{p}" for p in range(z.shape[1])]
-        store.write(
-            xr.Dataset(
-                {
-                    "score": (("predictor", "voxel"), np.tanh(one).astype(np.float32)),
-                    "n_voxels": ("voxel", np.full(n_voxels, 30, np.int32)),
-                },
-                coords={
-                    "predictor": ("predictor", np.array(names, object)),
-                    "model": ("predictor", np.array(["m"] * len(names), object)),
-                    "layer": ("predictor", np.array([n[2:] for n in names], object)),
-                    **{a: ("voxel", v.astype(np.int32)) for a, v in zip("ijk", at)},
-                },
-                attrs={
-                    "affine": np.asarray(affine).tolist(),
-                    "shape": [10, 10, 10],
-                    "space": "MNI152NLin2009aSym",
-                    "subject": f"{k:02d}",
-                    "task": "objects",
-                    "comparison": "pearson",
-                    "radius": 6.0,
-                    "step": 1,
-                },
-            ),
-            path,
-            spec="searchlight",
-        )
-        files.append(path)
-    return files
-
-
-def test_group_t_and_corrected_p(tmp_path):
-    rng = np.random.default_rng(3)
-    z = 0.1 * rng.standard_normal((7, 2, 200))
-    z[:, 1, :20] += 0.4
-    z[2, 0, 5] = np.nan
-    files = write_lights(tmp_path, z)
-    out = {"out": tmp_path / "g.zarr", "maps": tmp_path / "maps"}
-    combine_searchlights(searchlights=files[::-1], **out, permutations=500)
-    group = store.open(out["out"], "searchlight_group").load()
-    with np.errstate(invalid="ignore"):
-        wanted = stats.ttest_1samp(z, 0, axis=0, nan_policy="omit").statistic
-    np.testing.assert_allclose(group["t"].values, np.asarray(wanted), rtol=1e-3)
-    np.testing.assert_allclose(group["mean"].values, np.tanh(np.nanmean(z, axis=0)), atol=1e-6)
-    assert group["n_subjects"].values[5] == 6
-    assert np.isnan(group["p_corrected"].values[0, 5])
-    p = group["p_corrected"].values
-    assert (p[1, :20] < 0.05).mean() > 0.9
-    assert (p[1, 20:] < 0.05).sum() <= 2
-    # All 128 sign patterns were used: p-values are multiples of 1/128.
-    counts = p[1] * 128
-    np.testing.assert_allclose(counts, np.round(counts), atol=1e-4)
-    files = {p.name for p in out["maps"].iterdir()}
-    assert "task-objects_space-MNI152NLin2009aSym_desc-ml1_stat-t_statmap.nii.gz" in files
-
-
-def test_few_subjects_have_no_corrected_p(tmp_path):
-    files = write_lights(tmp_path, np.random.default_rng(4).standard_normal((4, 1, 50)))
-    combine_searchlights(searchlights=files, out=tmp_path / "g.zarr", maps=tmp_path / "maps")
-    group = store.open(tmp_path / "g.zarr", "searchlight_group")
-    assert np.isnan(group["p_corrected"].values).all()
-    assert np.isfinite(group["t"].values).all()
-    assert "at least 5" in group.attrs["flags"][0]
-
-
-def test_subjects_on_other_grids_are_refused(tmp_path):
-    z = np.random.default_rng(5).standard_normal((2, 1, 50))
-    files = write_lights(tmp_path, z)
-    files += write_lights(tmp_path, z[:1], affine=np.diag([2.0, 2.0, 2.0, 1.0]), first=9)
-    with pytest.raises(InputError, match=r"sub-09.*another grid"):
-        combine_searchlights(searchlights=files, out=tmp_path / "g.zarr", maps=tmp_path / "maps")
