@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from rsatoolbox.inference import boot_noise_ceiling
 from rsatoolbox.rdm import RDMs, compare
+from rsatoolbox.rdm.compare import _tau_a
 from rsatoolbox.util.inference_util import _dual_bootstrap
 from scipy import stats
 
@@ -14,13 +15,27 @@ from isocortex.rsa import (
     bootstrap_scores,
     correlate,
     dual_bootstrap_variance,
+    embed,
     noise_ceiling,
     pair_weights,
     resolve_bootstrap,
     score_statistics,
 )
 
-PEER = {"pearson": "corr", "spearman": "spearman", "corr_cov": "corr_cov", "rho_a": "rho-a"}
+PEER = {
+    "pearson": "corr",
+    "spearman": "spearman",
+    "corr_cov": "corr_cov",
+    "rho_a": "rho-a",
+    "cosine": "cosine",
+    "cosine_cov": "cosine_cov",
+    "tau_a": "tau-a",
+    "tau_b": "tau-b",
+    "bures": "bures",
+    "riemann": "neg_riem_dist",
+}
+VECTORS = [name for name in COMPARISONS if name not in ("bures", "riemann")]
+"""Those that rsatoolbox defines where pairs are missing."""
 N = 11
 PAIRS = N * (N - 1) // 2
 
@@ -37,12 +52,61 @@ def _data(kind):
     return a, b
 
 
+def _squared(rng, n, n_stimuli=N, channels=30):
+    """RDMs that are squared distances, of patterns with more channels than stimuli."""
+    i, j = np.triu_indices(n_stimuli, 1)
+    patterns = rng.standard_normal((n, n_stimuli, channels))
+    return np.square(patterns[:, i] - patterns[:, j]).mean(axis=2)
+
+
 @pytest.mark.parametrize("kind", ["plain", "tied", "missing"])
-@pytest.mark.parametrize("comparison", COMPARISONS)
+@pytest.mark.parametrize("comparison", VECTORS)
 def test_scores_equal_rsatoolbox(comparison, kind):
     a, b = _data(kind)
     ours = correlate(a, b, comparison=comparison)
     np.testing.assert_allclose(ours, compare(RDMs(a), RDMs(b), PEER[comparison]), atol=1e-8)
+
+
+@pytest.mark.parametrize("scale", [1.0, 300.0])
+def test_kernels_equal_rsatoolbox(scale):
+    rng = np.random.default_rng(20)
+    a, b = _squared(rng, 3) * scale, _squared(rng, 4)
+    for comparison, x, y in (
+        ("bures", a, b),
+        ("riemann", a, b),
+        ("bures", *_data("plain")),  # some eigenvalues are negative
+    ):
+        peer = compare(RDMs(x), RDMs(y), PEER[comparison])
+        np.testing.assert_allclose(correlate(x, y, comparison=comparison), peer, atol=1e-8)
+
+
+def test_riemannian_distance_is_the_least_over_scale_and_noise():
+    """Where noise helps: the second RDM is the first one's plus noise, and another scale."""
+    rng = np.random.default_rng(21)
+    i, j = np.triu_indices(N, 1)
+    patterns = rng.standard_normal((N, 30)) * np.linspace(0.2, 2.0, 30)
+    plain = np.square(patterns[i] - patterns[j]).mean(axis=1)
+    noisy = 3.0 * (plain + 2 * 0.7)
+    assert correlate(plain[None], noisy[None], comparison="riemann")[0, 0] == pytest.approx(0.0)
+    assert correlate(noisy[None], plain[None], comparison="riemann")[0, 0] < -0.1
+
+
+def test_kernels_of_incomplete_rdms():
+    """A stimulus without any pair is left out; with one pair missing there is no kernel."""
+    rng = np.random.default_rng(22)
+    a, b = _squared(rng, 2), _squared(rng, 3)
+    i, j = np.triu_indices(N, 1)
+    gone = (i == 4) | (j == 4)
+    for comparison in ("bures", "riemann"):
+        wanted = correlate(a[:, ~gone], b[:, ~gone], comparison=comparison)
+        holed = a.copy()
+        holed[1, gone] = np.nan
+        np.testing.assert_allclose(correlate(holed, b, comparison=comparison), wanted)
+        holed[0, 0] = np.nan
+        assert np.isnan(correlate(holed, b, comparison=comparison)).all()
+    # Patterns of fewer channels than stimuli have no Riemannian distance.
+    flat = _squared(rng, 1, channels=5)
+    assert np.isnan(correlate(a, flat, comparison="riemann")).all()
 
 
 def test_missing_pairs_of_one_rdm_are_left_out_of_all():
@@ -57,10 +121,41 @@ def test_missing_pairs_of_one_rdm_are_left_out_of_all():
 def test_constant_rdm_has_no_score():
     a, b = _data("plain")
     a[1] = 0.3
-    for comparison in ("pearson", "spearman", "corr_cov"):
+    for comparison in ("pearson", "spearman", "corr_cov", "tau_b"):
         scores = correlate(a, b, comparison=comparison)
         assert np.isnan(scores[1]).all()
         assert np.isfinite(scores[[0, 2]]).all()
+    for comparison in ("rho_a", "tau_a"):
+        np.testing.assert_array_equal(correlate(a, b, comparison=comparison)[1], 0.0)
+    a[1] = 0.0
+    for comparison in ("cosine", "cosine_cov"):
+        assert np.isnan(correlate(a, b, comparison=comparison)[1]).all()
+
+
+def test_an_unknown_comparison_is_refused():
+    a, b = _data("plain")
+    with pytest.raises(ValueError, match="'cosin': choose one of pearson"):
+        correlate(a, b, comparison="cosin")
+    with pytest.raises(ValueError, match="'tau_a': choose one of pearson"):
+        embed(a, comparison="tau_a")
+
+
+@pytest.mark.parametrize("kind", ["plain", "tied"])
+@pytest.mark.parametrize("n_pairs", [3, 45, 1891, 60_000])
+def test_kendall_counts_are_exact(n_pairs, kind):
+    """Against scipy, in small, usual and large RDMs, where another way of counting is taken."""
+    rng = np.random.default_rng(23)
+    a, b = rng.random((2, n_pairs)), rng.random((2, n_pairs))
+    if kind == "tied":
+        a, b = np.round(a, 1), np.stack([b[0] > 0.7, np.round(b[1], 3)]).astype(float)
+    for comparison, variant in (("tau_b", "b"), ("tau_a", "a")):
+        ours = correlate(a, b, comparison=comparison)
+        for x, y in np.ndindex(ours.shape):
+            if variant == "b":
+                wanted = stats.kendalltau(a[x], b[y]).statistic
+            else:
+                wanted = _tau_a(a[x], b[y])
+            np.testing.assert_allclose(ours[x, y], wanted, atol=1e-12, equal_nan=True)
 
 
 def test_whitened_correlation_of_distances_is_linear_cka():
@@ -80,8 +175,9 @@ def test_whitened_correlation_of_distances_is_linear_cka():
     assert correlate(dx[None], dy[None], comparison="corr_cov")[0, 0] == pytest.approx(wanted)
 
 
+@pytest.mark.filterwarnings("ignore:Noise ceiling for tau")
 @pytest.mark.parametrize("kind", ["plain", "tied", "missing"])
-@pytest.mark.parametrize("comparison", COMPARISONS)
+@pytest.mark.parametrize("comparison", VECTORS)
 def test_noise_ceilings_equal_rsatoolbox(comparison, kind):
     rng = np.random.default_rng(12)
     vectors = _data(kind)[1] + (0 if kind == "tied" else 0.5 * rng.random(PAIRS))
@@ -94,7 +190,7 @@ def test_one_subject_has_no_ceiling():
 
 
 @pytest.mark.parametrize("kind", ["plain", "tied", "missing"])
-@pytest.mark.parametrize("comparison", COMPARISONS)
+@pytest.mark.parametrize("comparison", VECTORS)
 def test_weighted_bootstrap_equals_repeated_rows(comparison, kind):
     """The proof: weights c_i c_j give the scores of RDMs with rows and columns repeated."""
     a, b = _data(kind)
@@ -137,6 +233,8 @@ def test_few_stimuli_are_not_resampled():
 def test_every_stimulus_once_gives_the_plain_score(comparison):
     for kind in ("plain", "missing"):
         a, b = _data(kind)
+        if comparison in ("bures", "riemann"):
+            a, b = _squared(np.random.default_rng(1), 7).reshape(7, -1)[[[0, 1, 2], [3, 4, 5]]]
         _, scores = next(bootstrap_scores(a, b, np.ones((1, N), int), comparison=comparison))
         wanted = correlate(a, b, comparison=comparison)
         np.testing.assert_allclose(scores[0], wanted, atol=1e-12)

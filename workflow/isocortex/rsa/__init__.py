@@ -1,5 +1,6 @@
 """Representational similarity analysis: RDMs and their comparison with models."""
 
+from isocortex.rsa.ceilings import bootstrap_ceiling
 from isocortex.rsa.compare import COMPARISONS, correlate, embed, noise_ceiling, pool
 from isocortex.rsa.compute import compute_model_rdms, compute_rdms
 from isocortex.rsa.dissimilarity import (
@@ -63,6 +64,7 @@ __all__ = [
     "Transform",
     "adjacency",
     "align_models",
+    "bootstrap_ceiling",
     "bootstrap_counts",
     "bootstrap_scores",
     "compare_rdms",

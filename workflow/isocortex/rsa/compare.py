@@ -1,8 +1,8 @@
 """How alike RDMs are, and the noise ceiling of a set of subjects.
 
-Every comparison is an inner product of unit vectors that are made once per RDM, so that all
-scores of a study are one matrix product. Definitions are those of rsatoolbox 0.3.2 ``compare``
-and ``boot_noise_ceiling``.
+Most comparisons are inner products of vectors that are made once per RDM, so that all scores of a
+study are one matrix product; Kendall's tau and the comparisons of kernels are not. Definitions are
+those of rsatoolbox 0.3.2 ``compare`` and ``boot_noise_ceiling``.
 """
 
 from __future__ import annotations
@@ -10,12 +10,23 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import rankdata
 
+from isocortex.rsa.kernels import compare_kernels, complete_stimuli, keep_stimuli
+from isocortex.rsa.ranks import concordance, sorted_groups
 from isocortex.rsa.rdms import n_stimuli, to_matrices, to_vectors
 
-COMPARISONS = ("pearson", "spearman", "corr_cov", "rho_a")
-"""``corr_cov`` is the Pearson correlation after whitening by the covariance that the entries of
-an RDM have because pairs share stimuli (Diedrichsen et al. 2021); it equals linear CKA.
-``rho_a`` is Spearman's correlation under random tie-breaking."""
+EMBEDDED = ("pearson", "spearman", "corr_cov", "rho_a", "cosine", "cosine_cov")
+"""Comparisons that are inner products of vectors, those of `embed`."""
+TAUS = ("tau_a", "tau_b")
+KERNELS = ("bures", "riemann")
+COMPARISONS = (*EMBEDDED, *TAUS, *KERNELS)
+"""``corr_cov`` and ``cosine_cov`` are the Pearson correlation and the cosine after whitening by the
+covariance that the entries of an RDM have because pairs share stimuli (Diedrichsen et al. 2021);
+of squared Euclidean distances they are linear CKA. ``rho_a`` and ``tau_a`` are Spearman's and
+Kendall's correlation under random tie-breaking, ``tau_b`` the one that corrects for ties.
+``bures`` is the Bures similarity of the kernels, ``riemann`` their negative Riemannian distance, at
+most 0."""
+RANKED = ("spearman", "rho_a", *TAUS)
+"""Comparisons that see the order of dissimilarities only."""
 
 
 def correlate(a: np.ndarray, b: np.ndarray, *, comparison: str = "pearson") -> np.ndarray:
@@ -25,20 +36,57 @@ def correlate(a: np.ndarray, b: np.ndarray, *, comparison: str = "pearson") -> n
     ----------
     a, b
         Shapes (n_a, n_pairs) and (n_b, n_pairs). Pairs that are NaN in any RDM are left out of
-        all.
+        all. For ``riemann`` the first set is the models'.
     comparison
         One of `COMPARISONS`.
 
     Returns
     -------
     numpy.ndarray
-        Shape (n_a, n_b); NaN where an RDM is constant.
+        Shape (n_a, n_b). Where an RDM is constant 0 for ``rho_a`` and ``tau_a``, NaN for other
+        correlations; NaN for cosines where it is 0, and for kernels where a pair is missing among
+        the stimuli that have any.
+
+    Raises
+    ------
+    ValueError
+        Where there is no such comparison.
     """
+    check_comparison(comparison)
     valid = np.isfinite(a).all(axis=0) & np.isfinite(b).all(axis=0)
+    if comparison in TAUS:
+        return _tau(np.asarray(a)[:, valid], np.asarray(b)[:, valid], comparison=comparison)
+    if comparison in KERNELS:
+        there = complete_stimuli(valid)
+        if there is None:
+            return np.full((len(a), len(b)), np.nan)
+        a, b = (keep_stimuli(np.asarray(v, dtype=np.float64), there) for v in (a, b))
+        return compare_kernels(a, b, comparison=comparison)
     return (
         embed(a, comparison=comparison, valid=valid)
         @ embed(b, comparison=comparison, valid=valid).T
     )
+
+
+def check_comparison(comparison: str, choices: tuple[str, ...] = COMPARISONS) -> None:
+    """Raise `ValueError` where there is no such comparison."""
+    if comparison not in choices:
+        raise ValueError(f"comparison is {comparison!r}: choose one of {', '.join(choices)}")
+
+
+def _tau(a: np.ndarray, b: np.ndarray, *, comparison: str) -> np.ndarray:
+    """Return Kendall's correlations; all pairs finite."""
+    n = a.shape[1]
+    total = n * (n - 1) / 2
+    sums = concordance(a, b).astype(np.float64)
+    if comparison == "tau_a":
+        return sums / total if total else np.full(sums.shape, np.nan)
+    untied = []
+    for vectors in (a, b):
+        _, starts, ends = sorted_groups(vectors)
+        untied.append(total - 0.5 * (ends - starts - 1).sum(axis=1))
+    with np.errstate(invalid="ignore"):
+        return sums / np.sqrt(untied[0][:, None] * untied[1])
 
 
 def embed(
@@ -51,44 +99,45 @@ def embed(
     vectors
         RDMs, shape (n_rdms, n_pairs).
     comparison
-        One of `COMPARISONS`.
+        One of `EMBEDDED`.
     valid
         Pairs to use, bool (n_pairs,); all where not given. They must be finite.
 
     Returns
     -------
     numpy.ndarray
-        float64, shape (n_rdms, n_features); NaN rows where an RDM is constant.
+        float64, shape (n_rdms, n_features); NaN rows where an RDM is constant (for
+        cosines where it is 0), zeros for ``rho_a``.
     """
-    if comparison not in COMPARISONS:
-        raise ValueError(f"comparison is {comparison!r}: choose one of {', '.join(COMPARISONS)}")
+    check_comparison(comparison, EMBEDDED)
     vectors = np.asarray(vectors, dtype=np.float64)
     valid = np.ones(vectors.shape[1], dtype=bool) if valid is None else valid
     used = vectors[:, valid]
-    if comparison in ("spearman", "rho_a"):
+    if comparison in RANKED:
         used = rankdata(used, axis=1)
-    centred = used - used.mean(axis=1, keepdims=True)
-    scale = np.abs(used).max(axis=1, initial=0.0)
-    constant = np.abs(centred).max(axis=1, initial=0.0) <= 1e-14 * scale
-    if comparison == "rho_a":
-        n = used.shape[1]
-        embedded = centred * np.sqrt(12.0 / (float(n) ** 3 - n))
+    if comparison in ("cosine", "cosine_cov"):
+        centred = used
     else:
-        embedded = _whitened(centred, valid) if comparison == "corr_cov" else centred
-        norm = np.sqrt(np.einsum("ij,ij->i", embedded, embedded))[:, None]
-        embedded = embedded / np.where(norm > 0, norm, np.nan)
-    embedded[constant] = np.nan
-    return embedded
+        centred = used - used.mean(axis=1, keepdims=True)
+        scale = np.abs(used).max(axis=1, initial=0.0)
+        constant = np.abs(centred).max(axis=1, initial=0.0) <= 1e-14 * scale
+        centred[constant] = 0.0
+    if comparison == "rho_a":
+        n = float(used.shape[1])
+        return centred * np.sqrt(12.0 / (n**3 - n))
+    embedded = _whitened(centred, valid) if comparison in ("corr_cov", "cosine_cov") else centred
+    norm = np.sqrt(np.einsum("ij,ij->i", embedded, embedded))[:, None]
+    return embedded / np.where(norm > 0, norm, np.nan)
 
 
-def _whitened(centred: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Return centred RDMs as double-centred matrices, stretched out, diagonal included.
+def _whitened(vectors: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Return RDMs as double-centred matrices, stretched out, diagonal included.
 
     Missing pairs are left out of the row and column means, which then solve a linear system.
     """
     n = n_stimuli(len(valid))
-    full = np.zeros((len(centred), len(valid)))
-    full[:, valid] = centred
+    full = np.zeros((len(vectors), len(valid)))
+    full[:, valid] = vectors
     square = to_matrices(full)
     seen = to_matrices(valid.astype(np.float64))
     system = 0.5 * seen + np.diag(1.0 + 0.5 * seen.sum(axis=1))
@@ -111,20 +160,50 @@ def pool(vectors: np.ndarray, *, comparison: str = "pearson") -> np.ndarray:
     Returns
     -------
     numpy.ndarray
-        Shape (n_pairs,): the mean of z-scored or, for rank correlations, ranked RDMs. For
-        ``corr_cov`` z-scores are not exactly the best scaling; they are rsatoolbox's.
+        Shape (n_pairs,), as rsatoolbox's ``pool_rdm``: the mean of RDMs on the scale of
+        `pooling_scale`, its smallest entry at 0 for ``pearson`` and ``corr_cov``.
     """
+    pooled = pooling_scale(vectors, comparison=comparison).mean(axis=0)
+    if comparison in ("pearson", "corr_cov") and np.isfinite(pooled).any():
+        pooled = pooled - np.nanmin(pooled)
+    return pooled
+
+
+def pooling_scale(vectors: np.ndarray, *, comparison: str) -> np.ndarray:
+    """Return RDMs on the scale on which `pool` averages them.
+
+    Parameters
+    ----------
+    vectors
+        Shape (n_rdms, n_pairs); pairs that are NaN in any RDM are NaN in all.
+    comparison
+        One of `COMPARISONS`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (n_rdms, n_pairs): z-scores (``pearson``, ``corr_cov``), RDMs over their root mean
+        square (cosines), ranks (rank correlations), RDMs over their mean (``bures``, which
+        rsatoolbox does not pool) or as they are (``riemann``). For the whitened ones that is not
+        exactly the best scaling, and neither are ranks for taus; they are rsatoolbox's.
+    """
+    check_comparison(comparison)
     vectors = np.asarray(vectors, dtype=np.float64)
     valid = np.isfinite(vectors).all(axis=0)
     used = vectors[:, valid]
-    if comparison in ("spearman", "rho_a"):
-        scaled = rankdata(used, axis=1)
-    else:
-        scaled = used - used.mean(axis=1, keepdims=True)
-        scaled = scaled / np.sqrt(np.einsum("ij,ij->i", scaled, scaled))[:, None]
-    pooled = np.full(vectors.shape[1], np.nan)
-    pooled[valid] = scaled.mean(axis=0)
-    return pooled
+    scaled = np.full(vectors.shape, np.nan)
+    if comparison in RANKED:
+        scaled[:, valid] = rankdata(used, axis=1)
+        return scaled
+    divisor = np.ones((len(used), 1))
+    if comparison in ("pearson", "corr_cov"):
+        used = used - used.mean(axis=1, keepdims=True)
+    if comparison == "bures":
+        divisor = used.mean(axis=1, keepdims=True)
+    elif comparison != "riemann":
+        divisor = np.sqrt(np.square(used).mean(axis=1, keepdims=True))
+    scaled[:, valid] = used / np.where(divisor > 0, divisor, np.nan)
+    return scaled
 
 
 def noise_ceiling(vectors: np.ndarray, *, comparison: str = "pearson") -> tuple[float, float]:
@@ -150,10 +229,17 @@ def noise_ceiling(vectors: np.ndarray, *, comparison: str = "pearson") -> tuple[
     n = len(vectors)
     if n < 2:
         return np.nan, np.nan
-    vectors = np.where(np.isfinite(vectors).all(axis=0), vectors, np.nan)
-    valid = np.isfinite(vectors[0])
-    own = embed(vectors, comparison=comparison, valid=valid)
-    pooled = [pool(vectors[np.arange(n) != k], comparison=comparison) for k in range(n)]
-    pooled.append(pool(vectors, comparison=comparison))
-    best = embed(np.array(pooled), comparison=comparison, valid=valid)
-    return float(np.einsum("ij,ij->i", best[:-1], own).mean()), float((own @ best[-1]).mean())
+    scaled = pooling_scale(vectors, comparison=comparison)
+    pooled = np.array([*((scaled.sum(axis=0) - scaled) / (n - 1.0)), scaled.mean(axis=0)])
+    valid = np.isfinite(vectors).all(axis=0)
+    if comparison in EMBEDDED:
+        own = embed(vectors, comparison=comparison, valid=valid)
+        best = embed(pooled, comparison=comparison, valid=valid)
+        low, high = np.einsum("ij,ij->i", best[:-1], own), own @ best[-1]
+    else:
+        vectors = np.where(valid, vectors, np.nan)
+        low = np.array(
+            [correlate(p[None], v[None], comparison=comparison) for p, v in zip(pooled, vectors)]
+        )
+        high = correlate(pooled[-1:], vectors, comparison=comparison)
+    return float(low.mean()), float(high.mean())
