@@ -9,10 +9,14 @@ from rsatoolbox.rdm import RDMs, compare
 from rsatoolbox.rdm.transform import geotopological_transform
 from scipy.io import loadmat
 
-from isocortex.rsa.rdms import BrainRDMs, to_matrices, to_vectors
+from isocortex.rsa.rdms import BrainRDMs, ModelRDMs, to_matrices, to_vectors
 from isocortex.topology import (
+    DependenceOptions,
+    PersistenceOptions,
     TopologyOptions,
+    dependence_dataset,
     identification_dataset,
+    persistence_dataset,
     rank_rdm,
     rgdm,
     rgtm,
@@ -115,3 +119,40 @@ def test_cortex_and_judgements_are_told_apart(human_it, data):
     assert (found["ratio"] < 1).all()
     assert (found["accuracy_low"] <= found["accuracy"]).all()
     assert rank_rdm(judged).max() == 1
+
+
+def test_dependence_of_human_it_on_published_models(human_it, models):
+    """Every model has something of IT (n = 92 images), categories and monkey IT the most."""
+    names = list(models)
+    brain_rdms = brain(human_it.mean(axis=1)[:, None], ["IT"])
+    result = dependence_dataset(
+        brain_rdms,
+        ModelRDMs(
+            dissimilarity=np.array([models[name] for name in names]),
+            predictors=tuple(f"published/{name}" for name in names),
+            models=("published",) * len(names),
+            layers=tuple(names),
+            stimuli=brain_rdms.stimuli,
+        ),
+        DependenceOptions(permutations=499),
+    ).sel(region="IT")
+    assert (result["p_corrected"] < 0.05).all()
+    found = dict(zip(names, result["mean"].values))
+    assert sorted(found, key=found.get)[-3:] == ["FaceBodyManmadeNatobj", "monkeyIT", "animacy"]
+    assert found["RADON"] == min(found.values())
+    assert (result["mean"] >= result["distance_correlation"] - 1e-12).all()
+    assert (abs(result["null_mean"]) < 0.05).all()
+
+
+def test_persistence_tells_cortex_and_judgements_apart(human_it, data):
+    stored = loadmat(data / "images92" / "92_behavRDMs.mat")["rdms_behav_92"][0]
+    judged = np.array([to_vectors(row["RDM"].astype(float)) for row in stored[:4]])
+    both = brain(np.stack([human_it.mean(axis=1), judged], axis=1), ["IT", "judgement"])
+    result = persistence_dataset(both, PersistenceOptions())
+    # Clusters and loops of one representation are more alike between people than of two.
+    assert (result["ratio"] < 1).all()
+    assert (result["distance_across"].transpose("dimension", ...).values > 0).all()
+    # The 91 other images join one after the other; ties in rank join some at once.
+    assert (result["n_bars"].sel(dimension="H0") <= 91).all()
+    assert (result["n_bars"].sel(dimension="H0") > 80).all()
+    assert (result["accuracy"] >= 0.75).all()
