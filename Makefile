@@ -1,4 +1,5 @@
 # make demo   the demo study, from raw data to report
+# make layers layers of a network identified across its seeds, from photographs to report
 # make test   everything that is tested
 # make bench  side by side with peers; FIGURE=name runs one
 # Each sets up what it needs; nothing but Python 3.11+, git and make has to be there.
@@ -10,13 +11,18 @@ FIGURE ?= all
 BIN := .venv/bin
 export PYTHONPATH := workflow
 
-.PHONY: demo test bench format docs clean
+.PHONY: demo layers test bench format docs clean
 
 demo: .venv/installed
 	@$(BIN)/python -m isocortex.phantom demo --subjects $(SUBJECTS)
 	@$(BIN)/python -m isocortex.stale_lock
 	@$(BIN)/snakemake --cores $(CORES) --configfile config/demo.yaml --quiet rules host
 	@$(BIN)/python -m isocortex.report results/demo/report
+
+layers: .venv/installed
+	@$(BIN)/python -m isocortex.phantom --only-images --images 62 inputs/photographs
+	@$(BIN)/snakemake --cores $(CORES) --configfile config/examples/layer_identification.yaml --quiet rules host
+	@$(BIN)/python -m isocortex.report results/layers/report
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder

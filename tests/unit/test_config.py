@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from isocortex import config
+from isocortex import config, study
 from isocortex.errors import InputError
 
 MINIMAL = {"study": "s", "input": {"bids": "x"}}
@@ -78,3 +78,89 @@ def test_environment_variables_are_expanded(monkeypatch):
 def test_every_stage_file_is_a_section_with_a_rerun_line():
     sections = set(config.load_schema()["properties"])
     assert sections == set(config.RERUNS)
+
+
+def _with_models(models, **layers):
+    return MINIMAL | {
+        "features": {"models": models},
+        "trsa": {"layer_identification": layers},
+    }
+
+
+def test_an_entry_with_seeds_is_a_family_of_models():
+    given = _with_models(
+        {
+            "net": {"architecture": "convnet", "seeds": 3},
+            "gabor": {"architecture": "gabor"},
+            "trained": {
+                "architecture": "resnet20-cifar",
+                "weights": "w/{seed}.th",
+                "seeds": [7, 2],
+            },
+        },
+        families={"mixed": {"models": ["net1", "gabor"]}},
+    )
+    full = config.check_config(given)
+    models = full["features"]["models"]
+    assert list(models) == ["net0", "net1", "net2", "gabor", "trained7", "trained2"]
+    assert [models[f"net{k}"]["seed"] for k in range(3)] == [0, 1, 2]
+    assert models["trained2"]["weights"] == "w/2.th"
+    assert not any("seeds" in model for model in models.values())
+    families = full["trsa"]["layer_identification"]["families"]
+    assert families == {
+        "mixed": {"models": ["net1", "gabor"]},
+        "net": {"models": ["net0", "net1", "net2"]},
+        "trained": {"models": ["trained7", "trained2"]},
+    }
+    # What the jobs are given can be checked again.
+    assert config.check_config(full) == full
+
+
+@pytest.mark.parametrize(
+    ("models", "text"),
+    [
+        ({"net": {"architecture": "convnet", "seeds": 1}}, "seeds is 1"),
+        ({"net": {"architecture": "convnet", "seeds": 2, "seed": 3}}, "seed and seeds"),
+        ({"g": {"architecture": "gabor", "seeds": 2}}, "has no weights"),
+        (
+            {"n": {"source": "timm", "architecture": "vit", "weights": "hub", "seeds": 2}},
+            "which is one model",
+        ),
+        ({"n": {"architecture": "resnet20-cifar", "weights": "w.th", "seeds": 2}}, "{seed}"),
+        (
+            {
+                "net1": {"architecture": "convnet"},
+                "net": {"architecture": "convnet", "seeds": 2},
+            },
+            "makes a model net1",
+        ),
+    ],
+)
+def test_seeds_that_make_no_family_are_refused(models, text):
+    with pytest.raises(InputError) as error:
+        config.check_config(_with_models(models))
+    assert text in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_study_of_stimuli_alone_has_models_and_families(tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).touch()
+    given = {
+        "study": "s",
+        "input": {"stimuli": str(tmp_path)},
+        "features": {"models": {"net": {"architecture": "convnet", "seeds": 2}}},
+    }
+    found = study.load_study(given)
+    assert found.entry == "stimuli"
+    assert (found.tasks, found.measures, dict(found.subjects)) == ([], [], {})
+    assert found.families == {"net": ["net0", "net1"]}
+    assert list(found.stimuli) == ["a.png", "b.png"]
+    families = {"trained": {"models": ["net0", "ent1"]}}
+    for change, text in (
+        ({"features": {}}, "names no model"),
+        ({"subjects": ["01"]}, "subjects is given"),
+        ({"trsa": {"layer_identification": {"families": families}}}, "did you mean 'net1'"),
+    ):
+        with pytest.raises(InputError, match=text):
+            study.load_study(given | change)

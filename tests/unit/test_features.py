@@ -229,6 +229,28 @@ def test_option_a_shortcut():
     assert sum(p.numel() for p in features.ResNet20().parameters()) == 269722  # 0.27 M, table 6
 
 
+def test_all_cnn_c_is_the_published_network(images):
+    network = features.AllConvolutional()
+    assert sum(p.numel() for p in network.parameters()) == 1369738  # 1.4 M
+    made = features.build_architecture("m", architecture="all-cnn-c", seed=3)
+    assert made.layers == (*(f"conv{number}" for number in range(1, 10)), "avgpool")
+    inputs = features.load_images(images, size=32, mean=made.mean, std=made.std)
+    shapes = {}
+    for name, module in made.module.named_children():
+        inputs = module(inputs)
+        shapes[name] = tuple(inputs.shape[1:])
+    assert shapes["conv2"] == (96, 32, 32)
+    assert shapes["conv3"] == (96, 16, 16)
+    assert shapes["conv6"] == (192, 8, 8)
+    assert shapes["conv9"] == (10, 8, 8)
+    assert shapes["avgpool"] == (10, 1, 1)
+    # He's initialisation: the mean square of the responses neither dies nor explodes.
+    strength = float(made.module.conv8(torch.randn(4, 192, 8, 8).relu()).square().mean())
+    assert 0.2 < strength < 2
+    again = features.build_architecture("m", architecture="all-cnn-c", seed=3).module
+    assert features.weights_digest(made.module) == features.weights_digest(again)
+
+
 def test_untrained_weights_follow_the_seed_and_leave_the_generator_alone():
     torch.manual_seed(9)
     expected = torch.rand(1)

@@ -1,5 +1,6 @@
 """From stimuli to model features: architectures, layers in one pass, one store a model."""
 
+from isocortex.features.allconv import AllConvolutional
 from isocortex.features.architectures import (
     Architecture,
     build_architecture,
@@ -13,6 +14,7 @@ from isocortex.features.images import load_images
 from isocortex.features.resnet20 import ResNet20
 
 __all__ = [
+    "AllConvolutional",
     "Architecture",
     "GaborEnergy",
     "Pixels",

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from isocortex.errors import InputError
+from isocortex.features.allconv import AllConvolutional
 from isocortex.features.filters import GaborEnergy, Pixels
 from isocortex.features.resnet20 import ResNet20
 
@@ -133,7 +134,7 @@ def _hub_error(name: str, architecture: str, error: Exception) -> InputError:
 
 
 def _builtin(name: str, architecture: str, hub: bool, seed: int, size: int | None) -> Architecture:
-    makers = ("pixels", "gabor", "convnet", "resnet20-cifar")
+    makers = ("pixels", "gabor", "convnet", "resnet20-cifar", "all-cnn-c")
     if architecture not in makers:
         raise _unknown(name, architecture, "builtin", makers)
     if hub:
@@ -150,6 +151,10 @@ def _builtin(name: str, architecture: str, hub: bool, seed: int, size: int | Non
         return Architecture(
             ResNet20(), size or 32, IMAGENET_MEAN, IMAGENET_STD, (*layers, "avgpool")
         )
+    if architecture == "all-cnn-c":
+        module = AllConvolutional()
+        layers = tuple(name for name, _ in module.named_children())
+        return Architecture(module, size or 32, IMAGENET_MEAN, IMAGENET_STD, layers)
     from isocortex.features.convnet import convnet
 
     if size not in (None, 64):
@@ -309,7 +314,7 @@ def build_architecture(
     architecture
         Its name there: `resnet18`, `vit_tiny_patch16_224`, `ViTModel`; on the transformers hub
         the repository, `google/vit-base-patch16-224`; builtin `pixels`, `gabor`, `convnet`,
-        `resnet20-cifar`.
+        `resnet20-cifar`, `all-cnn-c`.
     weights
         `hub`: pretrained; `none`: untrained, from `seed`; else a checkpoint's path: a state dict
         (.pt, .pth, .th, .safetensors), possibly within `state_dict` and with `module.` prefixes.

@@ -6,6 +6,7 @@ import logging
 import sys
 
 from isocortex.errors import InputError
+from isocortex.phantom.stimuli import write_images
 from isocortex.phantom.study import make_study
 
 
@@ -33,10 +34,17 @@ def main() -> int:
         ("--processes", "processes", int, "subjects made at once; by default one a processor"),
     ):
         parser.add_argument(flag, dest=name, type=kind, default=defaults[name], help=text)
+    parser.add_argument(
+        "--only-images", action="store_true", help="write nothing but the images, into OUT itself"
+    )
     options = vars(parser.parse_args())
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    out = options.pop("out")
     try:
-        make_study(options.pop("out"), **options)
+        if options.pop("only_images"):
+            write_images(out, options["n_images"])
+        else:
+            make_study(out, **options)
     except InputError as error:
         print(f"isocortex: demo study: {error}", file=sys.stderr)
         return 1

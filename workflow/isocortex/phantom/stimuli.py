@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -68,6 +69,23 @@ def _crop(category: str, number: int, size: int) -> np.ndarray:
     return np.asarray(
         Image.fromarray(np.ascontiguousarray(patch)).resize((size, size), Image.Resampling.LANCZOS)
     )
+
+
+def write_images(folder: str | Path, n_images: int = 60, *, size: int = 112) -> None:
+    """Write pictures as PNG files, for the options see `make_images`.
+
+    Parameters
+    ----------
+    folder
+        Made where it is missing; other files in it stay.
+    n_images, size
+        See `make_images`.
+    """
+    folder = Path(folder)
+    images = make_images(n_images, size=size)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, _, pixels in images:
+        Image.fromarray(pixels).save(folder / name)
 
 
 def make_images(n_images: int = 60, *, size: int = 112) -> list[tuple[str, str, np.ndarray]]:
