@@ -134,6 +134,10 @@ def scores_store(task="{task}", measure="{measure}"):
     return f"{RESULTS}/rsa/task-{task}_measure-{measure}_scores.zarr"
 
 
+def partition_store(task="{task}", measure="{measure}"):
+    return f"{RESULTS}/rsa/task-{task}_measure-{measure}_partition.zarr"
+
+
 def searchlight_store(subject="{subject}", task="{task}"):
     return f"{RESULTS}/searchlight/sub-{subject}_task-{task}_searchlight.zarr"
 
@@ -723,6 +727,9 @@ def study_stores(kind):
         return []
     if kind == "scores":
         return [scores_store(*pair) for pair in pairs]
+    if kind == "partition":
+        asked = bool(CONFIG["rsa"]["partition"]["models"])
+        return [partition_store(*pair) for pair in pairs] if asked else []
     if kind == "topology":
         return [topology_store(*pair) for pair in pairs]
     if kind == "dependence":
@@ -778,7 +785,13 @@ def target_features():
 
 
 def target_rsa():
-    kinds = ("rdms", "scores", "searchlight_group", "searchlight_surface_group")
+    kinds = (
+        "rdms",
+        "scores",
+        "partition",
+        "searchlight_group",
+        "searchlight_surface_group",
+    )
     return manifests_of([store for kind in kinds for store in study_stores(kind)])
 
 

@@ -119,3 +119,32 @@ rule compare_rdms:
         code=code_version("compare_rdms"),
     script:
         "../workflow/compare_rdms.py"
+
+
+rule partition_models:
+    """Partition the variance of the brain's RDMs among models."""
+    input:
+        rdms=ancient(task_rdms),
+        rdm_manifests=task_rdm_manifests,
+        model_rdms=ancient(task_model_rdms),
+        model_manifests=task_model_rdm_manifests,
+    output:
+        store=directory(partition_store()),
+        manifest=manifest_of(partition_store()),
+    log:
+        log_of("partition_models", "task-{task}", "measure-{measure}"),
+    benchmark:
+        benchmark_of("partition_models", "task-{task}", "measure-{measure}")
+    conda:
+        "../envs/rsa.yaml"
+    threads: 2
+    resources:
+        mem_mb=3000,
+        runtime=60,
+    params:
+        options=CONFIG["rsa"]["partition"]
+        | options("rsa", "bootstrap", "permutations", "interval"),
+        seed=SEED,
+        code=code_version("partition_models"),
+    script:
+        "../workflow/partition_models.py"

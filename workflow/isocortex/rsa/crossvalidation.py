@@ -10,10 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 
 from isocortex import parallel
-from isocortex.rsa.compare import correlate
+from isocortex.rsa.compare import KERNELS, correlate, pooling_scale
 from isocortex.rsa.models import Predictors, fit_metric, metric_vectors, solve, unit_rows
 from isocortex.rsa.rdms import MINIMUM_STIMULI, n_stimuli, pair_indices, to_matrices
 
@@ -176,11 +175,15 @@ class _Sampled:
     def __init__(
         self, models: np.ndarray, rows: np.ndarray, counts: np.ndarray, comparison: str
     ) -> None:
-        self._counts, self._comparison = counts, comparison
+        # As in `isocortex.rsa.kernels`: a copy adds no dimension to a kernel.
+        self._counts = np.minimum(counts, 1) if comparison == "riemann" else counts
+        self._comparison = comparison
         self._sizes = np.cumsum([len(models), len(rows)])
-        # One more column stands for pairs of two copies of a stimulus, which are no pairs.
+        # One more column stands for pairs of two copies of a stimulus: those are no pairs, but
+        # kernels need their distance.
+        copies = 0.0 if comparison in KERNELS else np.nan
         stacked = np.concatenate([models, rows, pooling_scale(rows, comparison=comparison)])
-        self._padded = np.pad(stacked, ((0, 0), (0, 1)), constant_values=np.nan)
+        self._padded = np.pad(stacked, ((0, 0), (0, 1)), constant_values=copies)
         self._lookup = to_matrices(np.arange(stacked.shape[1]), diagonal=-1)
 
     def of(self, chosen: np.ndarray) -> _Part | None:
@@ -193,30 +196,6 @@ class _Sampled:
         found[:, ~np.isfinite(found).all(axis=0)] = np.nan
         layers, rows, whole = np.split(found, self._sizes)
         return _Part(layers, rows, pooling_scale(rows, comparison=self._comparison), whole)
-
-
-def pooling_scale(vectors: np.ndarray, *, comparison: str) -> np.ndarray:
-    """Return RDMs on the scale on which `isocortex.rsa.compare.pool` averages them.
-
-    Parameters
-    ----------
-    vectors
-        Shape (n_rdms, n_pairs); pairs that are NaN in any RDM stay NaN in all.
-    comparison
-        One of `isocortex.rsa.compare.COMPARISONS`.
-    """
-    valid = np.isfinite(vectors).all(axis=0)
-    used = vectors[:, valid]
-    scaled = np.full(vectors.shape, np.nan)
-    if comparison in ("spearman", "rho_a", "tau_a", "tau_b"):
-        scaled[:, valid] = rankdata(used, axis=1)
-    elif comparison in ("cosine", "cosine_cov"):
-        scaled[:, valid] = unit_rows(used)
-    elif comparison in ("bures", "riemann"):
-        scaled[:, valid] = used
-    else:
-        scaled[:, valid] = unit_rows(used - used.mean(axis=1, keepdims=True))
-    return scaled
 
 
 def nanmean(values: np.ndarray, *, axis: int) -> np.ndarray:

@@ -9,13 +9,12 @@ import numpy as np
 from scipy.stats import rankdata
 
 from isocortex import parallel
-from isocortex.rsa.compare import correlate, embed
+from isocortex.rsa.compare import EMBEDDED, correlate, embed
 from isocortex.rsa.rdms import n_stimuli, pair_indices, to_matrices
 
 FEWEST_TO_PERMUTE = 8
 """With fewer stimuli there are so few orders that small p-values are out of reach."""
 _BLOCK_BYTES = 16 << 20
-_EMBEDDED = ("pearson", "spearman", "corr_cov", "rho_a", "cosine", "cosine_cov")
 
 
 def draw_orders(n: int, permutations: int, *, seed: int) -> np.ndarray:
@@ -40,6 +39,16 @@ def draw_orders(n: int, permutations: int, *, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     drawn = rng.permuted(np.tile(np.arange(n), (permutations, 1)), axis=1)
     return np.concatenate([np.arange(n)[None], drawn])
+
+
+def order_flags(n_stimuli: int) -> list[str]:
+    """Return that stimuli are too few for small p-values, with the number needed."""
+    if n_stimuli >= FEWEST_TO_PERMUTE:
+        return []
+    return [
+        f"{n_stimuli} stimuli: permutation p-values come from {math.factorial(n_stimuli)} orders; "
+        f"at least {FEWEST_TO_PERMUTE} stimuli are needed for small ones"
+    ]
 
 
 def permute_means(
@@ -73,7 +82,7 @@ def permute_means(
     for valid, regions in region_groups(brain):
         targets, rows = [], brain[:, regions]
         metric = comparison
-        if comparison in _EMBEDDED:
+        if comparison in EMBEDDED:
             for r in range(len(regions)):
                 found = rows[np.isfinite(rows[:, r]).any(axis=1), r]
                 unit = embed(found, comparison=comparison, valid=valid)

@@ -88,7 +88,10 @@ def score_statistics(
         names = tuple(str(k) for k in range(len(models)))
         rows = tuple((k,) for k in range(len(models)))
         predictors = Predictors(names, names, names, ("fixed",) * len(models), rows)
-    models = np.where(np.isfinite(models).all(axis=1)[:, None], models, 0.0)
+    able = np.isfinite(models).all(axis=1) & (np.ptp(np.nan_to_num(models), axis=1) > 0)
+    # Zeros take part in no fit; what they make by themselves is taken out of the results.
+    models = np.where(able[:, None], models, 0.0)
+    unable = [k for k, rows in enumerate(predictors.rows) if not able[list(rows)].any()]
     fitted = predictors.fitted
     fixed = [k for k in range(len(predictors.labels)) if k not in fitted]
     plain = models[[predictors.rows[k][0] for k in fixed]]
@@ -108,6 +111,7 @@ def score_statistics(
             ceiling[:, r] = noise_ceiling(found, comparison=comparison)
     held_out = _held_out(models, brain, predictors, groups, comparison=comparison, seed=seed)
     score[fitted] = held_out[fitted]
+    score[unable] = held_out[unable] = np.nan
     ones = np.ones(n_subjects)
     mean, held_out_mean = mean_over_subjects(score, ones), mean_over_subjects(held_out, ones)
 
@@ -167,10 +171,11 @@ def score_statistics(
     for name, correction in (("fdr", "fdr"), ("fwe", "holm")):
         result[f"difference_p_{name}"] = _correct_pairs(result["difference_p"], correction)
     if permutations:
-        p, p_fwe = _permutations(
+        means = _permutations(
             models, brain, predictors, groups, permutations, comparison, seed, threads
         )
-        result["p_permutation"], result["p_permutation_fwe"] = p, p_fwe
+        means[:, unable] = np.nan
+        result["p_permutation"], result["p_permutation_fwe"] = permutation_p(means)
     return result
 
 
@@ -328,7 +333,8 @@ def _permutations(
     comparison: str,
     seed: int,
     threads: int,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> np.ndarray:
+    """Return mean scores with the models' stimuli in other orders, (order, predictor, region)."""
     n_subjects, n_regions, n_pairs = brain.shape
     fitted = predictors.fitted
     fixed = [k for k in range(len(predictors.labels)) if k not in fitted]
@@ -357,4 +363,4 @@ def _permutations(
             )
             found = np.concatenate(list(found))[:, fitted]
             means[np.ix_(np.arange(len(orders)), fitted, regions)] = found
-    return permutation_p(means)
+    return means

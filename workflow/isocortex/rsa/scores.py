@@ -16,7 +16,7 @@ from isocortex.multiple_tests import CORRECTIONS, correct_p
 from isocortex.rsa.compare import COMPARISONS
 from isocortex.rsa.crossvalidation import FEWEST_TO_FIT, FEWEST_TO_RESAMPLE
 from isocortex.rsa.models import KINDS, list_predictors
-from isocortex.rsa.permutation import FEWEST_TO_PERMUTE
+from isocortex.rsa.permutation import order_flags
 from isocortex.rsa.rdms import BrainRDMs, ModelRDMs, align_models, load_rdms
 from isocortex.rsa.score_tests import score_statistics
 from isocortex.rsa.transforms import Transform, parse_transform
@@ -245,12 +245,7 @@ def _count_flags(brain: BrainRDMs, over: str, *, fitted: bool, permutations: int
             f"{n_stimuli} stimuli: no intervals and p-values of fitted models over stimuli; at "
             f"least {FEWEST_TO_RESAMPLE} are needed"
         )
-    if permutations and n_stimuli < FEWEST_TO_PERMUTE:
-        flags.append(
-            f"{n_stimuli} stimuli: permutation p-values come from {math.factorial(n_stimuli)} "
-            f"orders; at least {FEWEST_TO_PERMUTE} stimuli are needed for small ones"
-        )
-    return flags
+    return flags + (order_flags(n_stimuli) if permutations else [])
 
 
 def _spread_flags(
