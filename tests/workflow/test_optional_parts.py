@@ -1,0 +1,19 @@
+"""Optional parts of an analysis have no job until the config asks for them."""
+
+import pytest
+
+from . import tiny
+
+OPTIONAL = ("measure_dependence", "summarise_persistence")
+
+
+@pytest.mark.parametrize("run", [False, True])
+def test_topological_parts_run_where_they_are_asked_for(tmp_path, run):
+    config = tiny.make(tmp_path)
+    config["trsa"] = {part: {"run": run} for part in ("dependence", "persistence")}
+    tiny.write_config(tmp_path, config)
+    done = tiny.snakemake(tmp_path, "--dry-run", "trsa")
+    assert done.returncode == 0, done.stderr
+    assert "rule identify_regions:" in done.stdout
+    for rule in OPTIONAL:
+        assert (f"rule {rule}:" in done.stdout) == run
