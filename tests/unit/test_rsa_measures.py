@@ -20,6 +20,7 @@ from isocortex.rsa import (
     cosine_distance,
     covariance,
     crossnobis_distance,
+    crossnobis_in_own_noise,
     crossnobis_of_run_means,
     crossvalidation_design,
     euclidean_distance,
@@ -35,7 +36,7 @@ from isocortex.rsa import (
 )
 from isocortex.rsa.compute import MODEL_MEASURES, NOISE_SOURCES, usable_voxels
 from isocortex.rsa.dissimilarity import poisson_cv_of_run_means
-from isocortex.rsa.noise import SHRINKAGES
+from isocortex.rsa.noise import SHRINKAGES, fold_freedom
 
 TOLERANCE = 1e-8
 REPEATS = {
@@ -514,6 +515,67 @@ def test_crossnobis_is_unbiased_for_pure_noise(design, shrinkage):
     error = np.std(draws) / np.sqrt(len(draws))
     assert abs(np.mean(draws)) < 3.3 * error
     assert np.mean(plain) > 20 * error
+
+
+@pytest.mark.parametrize("shrinkage", SHRINKAGES)
+def test_crossnobis_in_own_noise_is_whitened_fold_by_fold(shrinkage):
+    rng = np.random.default_rng(25)
+    patterns, labels, runs = _missing(
+        rng, *_trials(rng, repeats=(2, 1, 3, 2), n_voxels=8), share=0.15
+    )
+    names = sorted(set(labels))
+    sums, common = np.zeros((9, 9)), np.zeros((9, 9))
+    for run in sorted(set(runs)):
+        test, rest = np.array(runs) == run, np.array(runs) != run
+        pick = lambda values, keep: [v for v, k in zip(values, keep) if k]  # noqa: E731
+        residuals, freedom = measurement_residuals(
+            patterns[rest], pick(labels, rest), pick(runs, rest)
+        )
+        sigma = covariance(residuals, method=shrinkage, degrees_of_freedom=freedom)
+        mean = {s: patterns[rest & (np.array(labels) == s)].mean(axis=0) for s in names}
+        here = {
+            s: patterns[test & (np.array(labels) == s)].mean(axis=0)
+            for s in set(pick(labels, test))
+        }
+        for i, a in enumerate(names):
+            for j, b in enumerate(names):
+                if a in here and b in here:
+                    solved = np.linalg.solve(sigma, here[a] - here[b])
+                    sums[i, j] += (mean[a] - mean[b]) @ solved / 8
+                    common[i, j] += 1
+    wanted = to_vectors(sums / common)
+    ours, found, folds = crossnobis_in_own_noise(patterns, labels, runs, method=shrinkage)
+    assert found == tuple(names)
+    np.testing.assert_array_equal(folds, to_vectors(common))
+    np.testing.assert_allclose(ours, wanted, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("shrinkage", SHRINKAGES)
+def test_noise_of_the_patterns_themselves_leaves_crossnobis_unbiased(shrinkage):
+    """One covariance of all runs does not (rsatoolbox's ``prec_from_measurements``)."""
+    rng = np.random.default_rng(26)
+    n_voxels = 15
+    labels, runs = [f"s{k}" for k in range(6)] * 5, sorted("12345" * 6)
+    mix = np.eye(n_voxels) + 0.3 * rng.standard_normal((n_voxels, n_voxels))
+    ours, whole = [], []
+    for _ in range(400):
+        noise = rng.standard_normal((len(labels), n_voxels)) @ mix
+        ours.append(crossnobis_in_own_noise(noise, labels, runs, method=shrinkage)[0].mean())
+        residuals, freedom = measurement_residuals(noise, labels, runs)
+        sigma = covariance(residuals, method=shrinkage, degrees_of_freedom=freedom)
+        whole.append(crossnobis_distance(whiten(noise, sigma), labels, runs)[0].mean())
+    for draws, unbiased in ((ours, True), (whole, False)):
+        error = np.std(draws) / np.sqrt(len(draws))
+        assert (abs(np.mean(draws)) < 3.3 * error) == unbiased
+
+
+def test_noise_without_repeats_in_the_other_runs_is_refused():
+    labels, runs = ["a", "b", "c"] * 2, sorted("12" * 3)
+    assert fold_freedom(labels, runs) == 0
+    assert fold_freedom(labels * 2, runs * 2) == 6 - 3
+    assert fold_freedom(labels, ["1"] * 6) == 0
+    with pytest.raises(ValueError, match="runs other than 1 repeat no stimulus"):
+        crossnobis_in_own_noise(np.random.default_rng(0).random((6, 4)), labels, runs)
 
 
 @pytest.mark.parametrize("design", ["balanced", "unequal", "missing"])

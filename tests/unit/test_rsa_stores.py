@@ -20,6 +20,7 @@ from isocortex.rsa import (
     cosine_distance,
     covariance,
     crossnobis_distance,
+    crossnobis_in_own_noise,
     load_rdms,
     mean_patterns,
     noise_ceiling,
@@ -284,19 +285,33 @@ def test_bad_input_is_refused_in_one_line(tmp_path, regions, case, message):
 
 
 def test_crossnobis_with_noise_of_betas_or_none(tmp_path, regions):
-    betas = write_betas(tmp_path / "b.zarr", residuals=0)
-    found = []
-    for source in ("betas", "none"):
+    """By folds with 3 runs; with 2 and no repeats in one nothing is left to estimate from."""
+    found = {}
+    for source, n_runs in (("betas", 3), ("none", 3), ("betas", 2)):
+        betas = write_betas(tmp_path / "b.zarr", residuals=0, n_runs=n_runs)
         options = {"noise_normalisation": {"source": source}}
         compute_rdms(
             betas=betas, **regions, out=tmp_path / "r.zarr", measure="crossnobis", **options
         )
-        rdms = store.open(tmp_path / "r.zarr", "rdms")
+        rdms = store.open(tmp_path / "r.zarr", "rdms").load()
         assert rdms.attrs["noise_normalisation"].startswith(source)
-        found.append(rdms["dissimilarity"].values)
+        found[source, n_runs] = rdms
     # Noise of SD 2 in every voxel: whitening by it divides distances by about 4.
-    ratio = np.median(found[1][0] / found[0][0])
-    assert 2.5 < ratio < 6
+    ratio = found["none", 3]["dissimilarity"][0] / found["betas", 3]["dissimilarity"][0]
+    assert 2.5 < np.median(ratio) < 6
+    validation = {key: rdms.attrs["cross_validation"] for key, rdms in found.items()}
+    assert validation == {
+        ("none", 3): "leave one run out",
+        ("betas", 3): "leave one run out, noise from the other runs",
+        ("betas", 2): "leave one run out, noise from the same runs",
+    }
+    source = store.open(write_betas(tmp_path / "b.zarr", residuals=0), "betas")
+    label = np.asarray(nib.load(regions["regions"]).dataobj)
+    inside = label[tuple(source[a].values for a in "ijk")] == 1
+    wanted = crossnobis_in_own_noise(
+        source["beta"].values[:, inside], source["stimulus"].values, source["run"].values
+    )[0]
+    np.testing.assert_allclose(found["betas", 3]["dissimilarity"][0], wanted, atol=1e-9)
 
 
 def test_model_rdms_by_id_and_closed_form(tmp_path):

@@ -21,6 +21,7 @@ from isocortex.rsa.dissimilarity import (
     MEASURES,
     WHITENED,
     crossnobis_distance,
+    crossnobis_in_own_noise,
     poisson_cv_distance,
 )
 from isocortex.rsa.patterns import constant_patterns, mean_patterns
@@ -116,12 +117,24 @@ def compute_rdms(
                 f"rsa.min_voxels = {min_voxels}: lower it or take the region out of the atlas"
             )
     dof = opened.attrs.get("degrees_of_freedom")
+    validation = "leave one run out" if measure in CROSS_VALIDATED else "none"
+    by_fold = source == "betas" and measure == "crossnobis"
+    if by_fold:
+        by_fold = noise_models.fold_freedom(labels, runs) > 0
+        validation += ", noise from the " + ("other runs" if by_fold else "same runs")
+        if not by_fold:
+            logger.warning(
+                "%s: without one of its runs no stimulus is repeated, so the noise is estimated "
+                "from the betas that it normalises: distances are above 0 without a difference",
+                where,
+            )
     analysis = _Analysis(
         measure=measure,
         labels=tuple(labels),
         runs=tuple(runs),
         source=source,
         shrinkage=settings["shrinkage"],
+        by_fold=by_fold,
         residual_freedom=int(dof) if isinstance(dof, int | float) and dof > 0 else None,
         where=where,
     )
@@ -168,7 +181,7 @@ def compute_rdms(
             "noise_normalisation": "none"
             if source == "none"
             else f"{source}, {settings['shrinkage']}",
-            "cross_validation": "leave one run out" if measure in CROSS_VALIDATED else "none",
+            "cross_validation": validation,
             "n_voxels_dropped": dropped,
             "n_pairs_missing": missing,
             "n_runs": len(set(runs)),
@@ -285,6 +298,7 @@ class _Analysis:
     runs: tuple[str, ...]
     source: str
     shrinkage: str
+    by_fold: bool
     residual_freedom: int | None
     where: str
 
@@ -304,9 +318,11 @@ def _region_rdm(
             f"betas of {where} are negative: {measure} is for counts; choose another of "
             "rsa.measures"
         )
-    if analysis.source != "none":
+    if analysis.source != "none" and not analysis.by_fold:
         noise = None if residual is None else residual[:, columns]
         patterns = _whitened(patterns, noise, analysis, where)
+    if analysis.by_fold:
+        return _in_own_noise(patterns, analysis, where)
     if measure == "crossnobis":
         return crossnobis_distance(patterns, analysis.labels, analysis.runs)[0]
     if measure == "poissoncv":
@@ -325,6 +341,18 @@ def _region_rdm(
     return MEAN_DISTANCES[measure](means)
 
 
+def _in_own_noise(patterns: np.ndarray, analysis: _Analysis, where: str) -> np.ndarray:
+    """Return crossnobis distances in the noise of the trials, estimated anew in each fold."""
+    freedom = noise_models.fold_freedom(analysis.labels, analysis.runs)
+    _check_freedom(freedom, patterns.shape[1], analysis, where)
+    try:
+        return crossnobis_in_own_noise(
+            patterns, analysis.labels, analysis.runs, method=analysis.shrinkage
+        )[0]
+    except np.linalg.LinAlgError as error:
+        raise _not_invertible(where) from error
+
+
 def _whitened(
     patterns: np.ndarray, residual: np.ndarray | None, analysis: _Analysis, where: str
 ) -> np.ndarray:
@@ -335,17 +363,7 @@ def _whitened(
         residual, freedom = noise_models.measurement_residuals(
             patterns, analysis.labels, analysis.runs
         )
-    if freedom < 1:
-        raise InputError(
-            f"nothing is left of the betas of {where} without the means of their stimuli and "
-            "runs: set rsa.noise_normalisation.source to residuals or none"
-        )
-    if analysis.shrinkage == "full" and freedom < patterns.shape[1]:
-        raise InputError(
-            f"{where} has {patterns.shape[1]} voxels and {freedom} degrees of freedom of noise: "
-            "its full covariance cannot be inverted; set rsa.noise_normalisation.shrinkage to "
-            "shrinkage_diag"
-        )
+    _check_freedom(freedom, patterns.shape[1], analysis, where)
     covariance = noise_models.covariance(
         np.asarray(residual, dtype=np.float64),
         method=analysis.shrinkage,
@@ -354,10 +372,29 @@ def _whitened(
     try:
         return noise_models.whiten(patterns, covariance)
     except np.linalg.LinAlgError as error:
+        raise _not_invertible(where) from error
+
+
+def _check_freedom(freedom: int, n_voxels: int, analysis: _Analysis, where: str) -> None:
+    """Raise `InputError` where noise has too few degrees of freedom for its covariance."""
+    if freedom < 1:
         raise InputError(
-            f"the noise covariance of {where} cannot be inverted: set "
-            "rsa.noise_normalisation.shrinkage to shrinkage_diag"
-        ) from error
+            f"nothing is left of the betas of {where} without the means of their stimuli and "
+            "runs: set rsa.noise_normalisation.source to residuals or none"
+        )
+    if analysis.shrinkage == "full" and freedom < n_voxels:
+        raise InputError(
+            f"{where} has {n_voxels} voxels and {freedom} degrees of freedom of noise: its full "
+            "covariance cannot be inverted; set rsa.noise_normalisation.shrinkage to "
+            "shrinkage_diag"
+        )
+
+
+def _not_invertible(where: str) -> InputError:
+    return InputError(
+        f"the noise covariance of {where} cannot be inverted: set "
+        "rsa.noise_normalisation.shrinkage to shrinkage_diag"
+    )
 
 
 def _voxels_of_regions(

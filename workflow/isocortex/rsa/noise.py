@@ -137,6 +137,25 @@ def measurement_residuals(
     return left, freedom
 
 
+def fold_freedom(labels: Sequence[str], runs: Sequence[str]) -> int:
+    """Return the fewest degrees of freedom that noise has without one of the runs.
+
+    Parameters
+    ----------
+    labels, runs
+        Stimulus and run of each trial.
+    """
+    label, run = np.asarray(labels).astype(str), np.asarray(runs).astype(str)
+    empty = np.zeros((len(label), 1))
+    found = []
+    for name in np.unique(run):
+        rest = run != name
+        if not rest.any():
+            return 0
+        found.append(measurement_residuals(empty[rest], label[rest], run[rest])[1])
+    return min(found)
+
+
 def whiten(patterns: np.ndarray, noise_covariance: np.ndarray) -> np.ndarray:
     """Return patterns in a space where the noise is white.
 
