@@ -15,7 +15,7 @@ from isocortex.topology import rgtm, shortest_paths
 
 def run(*, small: bool = False) -> dict[str, Any]:
     """RDMs of 62 stimuli, weights RGTM(.05, .8): edges of weight zero are kept by both."""
-    stimuli, count = (12, 2) if small else (62, 16)
+    stimuli, count = (12, 2) if small else (62, 192)
     rng = np.random.default_rng(0)
     rdms = np.array([pdist(rng.standard_normal((stimuli, 8))) for _ in range(count)])
     weights = rgtm(rdms, 0.05, 0.8, scale="rank", threshold="quantile", pool="rdm")

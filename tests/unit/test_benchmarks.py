@@ -14,14 +14,16 @@ ROOT = Path(__file__).parents[2]
 KEYS = ["figure", "ours_s", "peer", "peer_s", "ratio", "max_abs_diff", "peak_mib", "note"]
 
 
-@pytest.mark.parametrize("figure", ["crossnobis", "geodesic-twostep", "dual-bootstrap-corr"])
+@pytest.mark.parametrize(
+    "figure", ["crossnobis", "geodesic-twostep", "identification-grid", "dual-bootstrap-corr"]
+)
 def test_a_figure_is_one_json_line(figure, capsys):
     assert program.main([figure, "--small"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     found = json.loads(line)
     assert list(found) == KEYS
     assert found["figure"] == figure
-    assert found["peer"].split()[0] in ("rsatoolbox", "networkx")
+    assert found["peer"].split()[0] in ("rsatoolbox", "networkx", "numpy")
     assert found["max_abs_diff"] < 1e-9
     assert found["ratio"] == pytest.approx(found["peer_s"] / found["ours_s"], rel=1e-2)
 
