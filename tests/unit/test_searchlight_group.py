@@ -15,6 +15,7 @@ from isocortex.searchlight import (
     grid_edges,
     group_test,
     mesh_edges,
+    normal_deviate,
     sign_flips,
     tfce,
 )
@@ -41,8 +42,9 @@ def test_tfce_is_nilearn_s(connectivity):
         peer = calculate_tfce(row.reshape(*shape, 1).copy(), neighbours, two_sided_test=False)
         ours = tfce(row[None], edges)
         np.testing.assert_allclose(ours[0], step * peer.ravel(), rtol=1e-10, atol=1e-12)
-    together = tfce(maps, edges, step=0.04)
-    apart = np.concatenate([tfce(row[None], edges, step=0.04) for row in maps])
+    steps = np.array([0.04, 0.04, 0.1])
+    together = tfce(maps, edges, step=steps)
+    apart = np.concatenate([tfce(row[None], edges, step=s) for row, s in zip(maps, steps)])
     np.testing.assert_allclose(together, apart, rtol=1e-12)
 
 
@@ -111,11 +113,20 @@ def test_p_values_are_those_of_the_definition():
     np.testing.assert_allclose(test.p[0, there], wanted)
     wanted = (top[:, None] >= t[0, there] - close).mean(axis=0)
     np.testing.assert_allclose(test.p_corrected[0, there], wanted)
-    enhanced = tfce(t, edges, step=top[0] / 100)
+    z_of_t = normal_deviate(t, 5)
+    enhanced = tfce(z_of_t, edges, step=np.nanmax(z_of_t[0]) / 100)
     np.testing.assert_allclose(test.tfce[0], enhanced[0], rtol=1e-6)
     wanted = (enhanced.max(axis=1)[:, None] >= enhanced[0, there] * (1 - close)).mean(axis=0)
     np.testing.assert_allclose(test.p_tfce[0, there], wanted)
     assert np.isnan([test.p[0, 5], test.p_corrected[0, 5], test.p_tfce[0, 5]]).all()
+
+
+def test_normal_deviates_have_the_p_values_of_t():
+    for df in (4, 7, 23):
+        p = stats.norm.sf(np.linspace(-4, 4, 41))
+        np.testing.assert_allclose(
+            normal_deviate(stats.t.isf(p, df), df), stats.norm.isf(p), rtol=0.02, atol=1e-9
+        )
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,7 @@ def _group_maps(point: str) -> dict[str, Array]:
         "p": Array(dims, "f4", f"p-value of the {point} alone {alone}", required=False),
         "p_corrected": Array(dims, "f4", f"p-value corrected by the largest t {alone}"),
         "tfce": Array(
-            dims, "f4", "threshold-free cluster enhancement of t (E .5, H 2)", required=False
+            dims, "f4", "TFCE (E .5, H 2) of t as a normal deviate", required=False
         ),
         "p_tfce": Array(
             dims, "f4", f"p-value corrected by the largest TFCE {alone}", required=False

@@ -7,6 +7,7 @@ from isocortex.searchlight.group import (
     combine_searchlights,
     combine_surface_searchlights,
     group_test,
+    normal_deviate,
     sign_flips,
 )
 from isocortex.searchlight.reading import inside_mask, read_patterns
@@ -39,6 +40,7 @@ __all__ = [
     "map_searchlight",
     "map_surface_searchlight",
     "mesh_edges",
+    "normal_deviate",
     "path_graph",
     "read_patterns",
     "sampling_weights",

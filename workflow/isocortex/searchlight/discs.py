@@ -46,9 +46,9 @@ def path_graph(coordinates: np.ndarray, faces: np.ndarray) -> csr_array:
     Notes
     -----
     Paths are edges, and lines across an edge between the two vertices that face it, both triangles
-    laid flat, where the line stays inside them. Edges alone overestimate geodesics by 7 % on
-    average on a sphere with fsaverage5's vertices; with such lines it is 0.8 % (the heat method
-    and fast marching of potpourri3d 1.4 are 5 % too short and 3 % too long there).
+    laid flat, where the line stays inside them. On a sphere of 100 mm with fsaverage5's vertices,
+    within 15 mm, edges alone overestimate geodesics by 7 % on average and such lines by 1 % (the
+    heat method and fast marching of potpourri3d 1.4 are 5 % too short and 3 % too long).
     """
     x = np.asarray(coordinates, dtype=np.float64)
     edges = mesh_edges(faces)

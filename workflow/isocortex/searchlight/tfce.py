@@ -53,7 +53,7 @@ def tfce(
     maps: np.ndarray,
     edges: np.ndarray,
     *,
-    step: float | None = None,
+    step: float | np.ndarray | None = None,
     extent: float = 0.5,
     height: float = 2.0,
 ) -> np.ndarray:
@@ -67,7 +67,8 @@ def tfce(
         Neighbouring points, shape (n_edges, 2), from `grid_edges` or
         `isocortex.searchlight.mesh_edges`.
     step
-        Between thresholds; a 100th of the largest value of all maps where not given.
+        Between thresholds, above 0: of all maps or one a map; a 100th of the largest value of all
+        maps where not given.
     extent, height
         The exponents E and H.
 
@@ -86,23 +87,24 @@ def tfce(
     maps = np.asarray(maps, dtype=np.float64)
     n_points = maps.shape[1]
     positive = np.where(np.isfinite(maps), maps, 0.0)
-    largest = positive.max(initial=0.0)
-    if largest <= 0:
+    largest = positive.max(axis=1, initial=0.0)
+    if not largest.max(initial=0.0) > 0:
         return np.zeros(maps.shape)
-    step = largest / 100 if step is None else step
-    # Values on a threshold reach it: rounding must not take them below.
-    if largest / step >= 1 << 16:
-        raise ValueError(f"step is {step:g}, but values reach {largest:g}: take a larger one")
+    steps = np.broadcast_to(largest.max() / 100 if step is None else step, largest.shape)
+    if (largest / steps >= 1 << 16).any():
+        raise ValueError(f"step is {step}, but values reach {largest.max():g}: take a larger one")
     # In 16 bits, which numpy sorts by counting.
-    level = np.floor(np.maximum(positive, 0.0) / step * (1 + 1e-12)).astype(np.uint16)
-    thresholds = step * np.arange(int(level.max()) + 1)
-    weight = np.concatenate([[0.0], np.cumsum(thresholds[1:] ** height) * step])
+    scaled = np.maximum(positive, 0.0) / steps[:, None]
+    level = np.floor(scaled * (1 + 1e-12)).astype(np.uint16)
+    # In units of the step: one tree for maps of any scale.
+    weight = np.cumsum(np.arange(int(level.max()) + 1, dtype=np.float64) ** height)
+    weight -= weight[0]
 
     flat = level.ravel()
-    point_order, point_starts = _by_level(flat, len(thresholds))
+    point_order, point_starts = _by_level(flat, len(weight))
     joined = np.minimum(level[:, edges[:, 0]], level[:, edges[:, 1]])
     which, edge = np.nonzero(joined)
-    edge_order, edge_starts = _by_level(joined[which, edge], len(thresholds))
+    edge_order, edge_starts = _by_level(joined[which, edge], len(weight))
     which, edge = which[edge_order] * n_points, edge[edge_order]
     a, b = edges[edge, 0] + which, edges[edge, 1] + which
 
@@ -114,7 +116,7 @@ def tfce(
     current = np.arange(room)
     first_cluster = np.full(flat.shape, -1, dtype=np.int64)
     bounds = [0]
-    for k in range(len(thresholds) - 1, 0, -1):
+    for k in range(len(weight) - 1, 0, -1):
         new = point_order[point_starts[k] : point_starts[k + 1]]
         if not len(new):
             # An edge enters with the lower of its ends: there is none either.
@@ -146,7 +148,8 @@ def tfce(
         within = np.arange(start, stop)
         own[within] += np.where(last[within], 0.0, own[parent[within]])
     inside = first_cluster >= 0
-    return np.where(inside, own[np.where(inside, first_cluster, 0)], 0.0).reshape(maps.shape)
+    found = np.where(inside, own[np.where(inside, first_cluster, 0)], 0.0).reshape(maps.shape)
+    return found * (steps ** (height + 1))[:, None]
 
 
 def _by_level(levels: np.ndarray, n_levels: int) -> tuple[np.ndarray, np.ndarray]:
