@@ -126,26 +126,27 @@ class _Ranks:
         twice = np.rint(2.0 * weighted_ranks(self._ranks[:, kept], weights)).astype(np.int64)
         total = weights.sum()
         centred = 0.5 * twice - 0.5 * (total + 1.0)
-        squares = np.einsum("rp,rp,p->r", centred, centred, weights)
+        squares = np.square(centred) @ weights
 
         def spearman(pooled: np.ndarray, who: np.ndarray) -> np.ndarray:
-            ranks = weighted_ranks(pooled, weights) - 0.5 * (total + 1.0)
-            ranks = np.concatenate([ranks[:-1], np.repeat(ranks[-1:], len(who), axis=0)])
-            others = np.concatenate([who, who])
-            cross = np.einsum("rp,rp,p->r", ranks, centred[others], weights)
+            ranks = weighted_ranks(pooled, weights)
+            ranks -= 0.5 * (total + 1.0)
+            every = (ranks * weights) @ centred[who].T
+            cross = np.stack([every[:-1].diagonal(), every[-1]])
             if self._comparison == "rho_a":
                 return cross * 12.0 / (total**3 - total)
-            own = np.einsum("rp,rp,p->r", ranks, ranks, weights)
-            return cross / np.sqrt(own * squares[others])
+            own = np.square(ranks) @ weights
+            own = np.stack([own[:-1], np.repeat(own[-1], len(who))])
+            return cross / np.sqrt(own * squares[who])
 
         def kendall(pooled: np.ndarray, who: np.ndarray) -> np.ndarray:
             ranks = np.concatenate([pooled[:-1], np.repeat(pooled[-1:], len(who), axis=0)])
             others = twice[np.concatenate([who, who])]
-            sums = 2.0 * weighted_concordance(ranks, others, weights)
+            sums = 2.0 * weighted_concordance(ranks, others, weights).reshape(2, -1)
             if self._comparison == "tau_a":
                 return sums / (total * (total - 1.0))
             untied = [total**2 - tied_squares(v, weights) for v in (ranks, others)]
-            return sums / np.sqrt(untied[0] * untied[1])
+            return sums / np.sqrt(untied[0] * untied[1]).reshape(2, -1)
 
         def ceilings(counts: np.ndarray) -> tuple[float, float]:
             whole = counts.astype(np.int64)
@@ -154,7 +155,7 @@ class _Ranks:
             pooled = np.concatenate([everything - whole[who, None] * twice[who], everything[None]])
             with np.errstate(divide="ignore", invalid="ignore"):
                 scores = (kendall if self._comparison in TAUS else spearman)(pooled, who)
-            return scores[: len(who)].mean(), scores[len(who) :].mean()
+            return tuple(scores.mean(axis=1))
 
         return ceilings
 

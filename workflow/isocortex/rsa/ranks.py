@@ -7,6 +7,8 @@ weights, and copies are never made.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 _LARGEST_TABLE = 50_000
@@ -43,8 +45,8 @@ def sorted_groups(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 def sample_ranks(
     weights: np.ndarray, order: np.ndarray, starts: np.ndarray, ends: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return ranks under bootstrap samples, and how many copies are equal to each pair.
+) -> np.ndarray:
+    """Return ranks under bootstrap samples.
 
     Parameters
     ----------
@@ -55,19 +57,39 @@ def sample_ranks(
 
     Returns
     -------
-    ranks, tied : numpy.ndarray
-        Shape (n_samples, n_rdms, n_pairs): the mean rank of a pair's copies, and the weight of
-        its group of equals, its own copies included.
+    numpy.ndarray
+        Shape (n_samples, n_rdms, n_pairs): the mean rank of a pair's copies.
     """
     ranks = np.empty((len(weights), *order.shape))
-    tied = np.empty_like(ranks)
+    for row, below in enumerate(_cumulated(weights, order)):
+        ranks[:, row] = below[:, starts[row]]
+        ranks[:, row] += below[:, ends[row]]
+    ranks += 1.0
+    ranks *= 0.5
+    return ranks
+
+
+def sample_ties(
+    weights: np.ndarray, order: np.ndarray, starts: np.ndarray, ends: np.ndarray
+) -> np.ndarray:
+    """Return the sums over groups of equals of their weight squared, (n_samples, n_rdms).
+
+    Parameters are those of `sample_ranks`.
+    """
+    sums = np.empty((len(weights), len(order)))
+    for row, below in enumerate(_cumulated(weights, order)):
+        first = np.unique(starts[row])
+        last = np.unique(ends[row])
+        sums[:, row] = np.square(below[:, last] - below[:, first]).sum(axis=1)
+    return sums
+
+
+def _cumulated(weights: np.ndarray, order: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield, for each RDM, the weight below each place of its order, one array overwritten."""
     below = np.zeros((len(weights), order.shape[1] + 1))
-    for row in range(len(order)):
-        np.cumsum(weights[:, order[row]], axis=1, out=below[:, 1:])
-        first, last = below[:, starts[row]], below[:, ends[row]]
-        ranks[:, row] = 0.5 * (first + last + 1.0)
-        tied[:, row] = last - first
-    return ranks, tied
+    for sorting in order:
+        np.cumsum(weights[:, sorting], axis=1, out=below[:, 1:])
+        yield below
 
 
 def weighted_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

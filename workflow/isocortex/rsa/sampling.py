@@ -11,7 +11,7 @@ import numpy as np
 
 from isocortex.rsa.compare import KERNELS, RANKED, TAUS
 from isocortex.rsa.kernels import compare_kernels, complete_stimuli, keep_stimuli
-from isocortex.rsa.ranks import sample_concordance, sample_ranks, sorted_groups
+from isocortex.rsa.ranks import sample_concordance, sample_ranks, sample_ties, sorted_groups
 from isocortex.rsa.rdms import MINIMUM_STIMULI, n_stimuli, pair_indices, to_matrices
 
 _BLOCK_BYTES = 64 << 20
@@ -65,7 +65,7 @@ class SampledRDMs:
             self.a, self.b = (_standardised(v, valid, centred=not cosine) for v in (a, b))
         if comparison in RANKED:
             self.sorted_a, self.sorted_b = sorted_groups(self.a), sorted_groups(self.b)
-        rows = len(a) + (2 * (len(a) + len(b)) if comparison in RANKED else 0)
+        rows = 2 * (len(a) + len(b)) if comparison in RANKED else len(a)
         self.block = max(1, _BLOCK_BYTES // (8 * max(self.a.shape[1], 1) * max(rows, 1)))
 
     def scores(self, counts: np.ndarray) -> np.ndarray:
@@ -83,22 +83,21 @@ class SampledRDMs:
         """Return inner products of each sample's RDMs: a with b, a and b with themselves."""
         weights = pair_weights(counts)[:, self.valid]
         a, b, comparison = self.a, self.b, self.comparison
-        if comparison in RANKED:
-            x, tied_x = sample_ranks(weights, *self.sorted_a)
-            y, tied_y = sample_ranks(weights, *self.sorted_b)
-            if comparison not in TAUS:
-                return _rank_products(weights, x, y)
+        if comparison in TAUS:
             # Twice Kendall's sum is over all ordered two copies; so are the numbers of those
             # that are not tied, or of all for tau a.
             total = weights.sum(axis=1)[:, None]
             if comparison == "tau_a":
-                every = total * (total - 1.0)
-                own_x, own_y = (np.repeat(every, len(v), axis=1) for v in (a, b))
+                own_a, own_b = (np.repeat(total * (total - 1.0), len(v), axis=1) for v in (a, b))
             else:
-                own_x, own_y = (
-                    total**2 - np.einsum("srp,sp->sr", tied, weights) for tied in (tied_x, tied_y)
+                own_a, own_b = (
+                    total**2 - sample_ties(weights, *groups)
+                    for groups in (self.sorted_a, self.sorted_b)
                 )
-            return 2.0 * sample_concordance(a, b, weights), own_x, own_y
+            return 2.0 * sample_concordance(a, b, weights), own_a, own_b
+        if comparison in RANKED:
+            x, y = (sample_ranks(weights, *groups) for groups in (self.sorted_a, self.sorted_b))
+            return _rank_products(weights, x, y)
         products = _products(weights, a, b, centred=comparison in ("pearson", "corr_cov"))
         if comparison in ("corr_cov", "cosine_cov"):
             return _whitened_products(
