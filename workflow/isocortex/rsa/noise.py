@@ -185,7 +185,12 @@ def whiten(patterns: np.ndarray, noise_covariance: np.ndarray) -> np.ndarray:
         (lapack.spotrf, lapack.strtrs) if kind == np.float32 else (lapack.dpotrf, lapack.dtrtrs)
     )
     for at in np.ndindex(stack):
-        factor, failed = factorise(noise_covariance[at].astype(kind), lower=1, clean=0)
+        sigma = noise_covariance[at].astype(kind)
+        variance = np.diagonal(sigma)
+        if np.count_nonzero(sigma) == np.count_nonzero(variance) and (variance > 0).all():
+            flat[at] /= np.sqrt(variance)
+            continue
+        factor, failed = factorise(sigma, lower=1, clean=0)
         if failed:
             raise np.linalg.LinAlgError("the noise covariance is not positive definite")
         flat[at] = solve(factor, flat[at].T, lower=1, overwrite_b=1)[0].T
