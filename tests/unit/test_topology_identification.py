@@ -111,6 +111,7 @@ def test_bootstrap_leaves_given_pairs_out():
 
 
 def test_draws_have_two_subjects_and_three_stimuli_and_are_whole_subjects():
+    """Trap 4: subjects are drawn, with all their regions, and not rows of subjects and regions."""
     draws = draw_bootstrap(500, subjects=3, stimuli=4, resample="both", seed=0)
     assert (draws.subjects.sum(axis=1) == 3).all()
     assert ((draws.subjects > 0).sum(axis=1) >= 2).all()
@@ -212,6 +213,24 @@ def test_two_topologies_are_told_apart():
     false = (1 - result["specificity"]).mean("region") * 2
     np.testing.assert_allclose(false, 1 - result["accuracy"], atol=1e-12)
     assert (result["accuracy"].sel(statistic=["adjacency(0.25)", "sigmoid"]) > 0.7).all()
+
+
+def test_identification_rises_with_signal():
+    """The same stimuli and draws of noise, of which less and less is added."""
+    found = []
+    for noise in (3.0, 1.5, 0.75):
+        x = regions_with_noise(
+            np.random.default_rng(14), subjects=6, regions=5, stimuli=20, noise=noise
+        )
+        result = identification_dataset(brain_of(x), TopologyOptions(**FAST))
+        found.append(
+            result.sel(statistic=["rdm", "rank_rdm", "rgtm(0.00,1.00)", "sigmoid", "rgtm(nested)"])
+        )
+    accuracy, p = (np.array([result[name] for result in found]) for name in ("accuracy", "p"))
+    assert (np.diff(accuracy, axis=0) > 0.1).all()
+    assert (p[2] < 0.01).all()
+    ratios = np.array([result["ratio"] for result in found])
+    assert (np.diff(ratios, axis=0) < 0).all()
 
 
 def test_gain_differences_are_beaten_by_rank_and_unit_baselines():

@@ -111,6 +111,7 @@ def test_unit_rdm_has_norm_1_and_no_gain(rdms):
 
 
 def test_adjacency_is_the_limit_of_the_rgtm_and_equal_thresholds_divide_nothing(rdms):
+    """Trap 9: l = u."""
     limit = rgtm(rdms, 0.3, 0.3 + 1e-9, **PAPER)
     with np.errstate(all="raise"):
         graph = adjacency(rdms, 0.3, **PAPER)
@@ -135,6 +136,7 @@ def test_sigmoid_by_hand():
 
 
 def test_pooled_quantiles_couple_rdms_and_their_own_do_not(rdms):
+    """Trap 3: adding an RDM on another scale changes the others' pooled RGTM."""
     more = np.concatenate([rdms, 100 * rdms[:1]])
     alone, pooled = (
         {"scale": "raw", "threshold": "quantile", "pool": pool} for pool in ("rdm", "all")
@@ -144,6 +146,7 @@ def test_pooled_quantiles_couple_rdms_and_their_own_do_not(rdms):
 
 
 def test_nothing_is_changed_in_place(rdms):
+    """Trap 3, too: the caller's RDMs stay."""
     before = rdms.copy()
     for scale in ("rank", "raw"):
         options = {"scale": scale, "threshold": "quantile", "pool": "rdm"}
@@ -207,6 +210,40 @@ def test_shortest_paths_equal_networkx_and_scipy_with_zero_edges_and_parts():
         np.testing.assert_allclose(got, theirs, atol=1e-12)
     with pytest.raises(ValueError, match="weights"):
         shortest_paths(-np.ones((3, 3)))
+
+
+@pytest.mark.parametrize("graph", ["twostep", "p_shortest", "p_nearest", "k_nearest"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_geodesics_equal_exact_paths_on_graphs_made_edge_by_edge(graph, tied):
+    rng = np.random.default_rng(7)
+    rdms = np.stack([pdist(rng.normal(size=(16, 3))) for _ in range(4)])
+    if tied:
+        rdms = np.round(rdms)  # a handful of values, so that most pairs tie, many at the threshold
+    options = {"scale": "raw", "threshold": "quantile", "pool": "rdm", "disconnected": "exclude"}
+    got = rgdm(rdms, graph=graph, lower=0.1, upper=0.6, fraction=0.2, neighbours=3, **options)
+    for d, found in zip(rdms, got):
+        matrix = to_matrices(d)
+        weights = np.full((16, 16), np.inf)
+        for i in range(16):
+            others = np.delete(matrix[i], i)
+            if graph == "twostep":
+                low, high = np.quantile(d, [0.1, 0.6])
+                x = np.clip((matrix[i] - low) / (high - low), 0, 1)
+                near = x < 1
+            else:
+                x = matrix[i]
+                reach = {
+                    "p_shortest": np.quantile(d, 0.2),
+                    "p_nearest": np.sort(others)[2],  # a fifth of 15
+                    "k_nearest": np.sort(others)[2],
+                }[graph]
+                near = x <= reach
+            for j in np.flatnonzero(near):
+                weights[i, j] = weights[j, i] = x[j]
+        expected = to_vectors(networkx_paths(weights))
+        assert np.array_equal(np.isnan(found), np.isinf(expected))
+        joined = np.isfinite(expected)
+        np.testing.assert_allclose(found[joined], expected[joined], atol=1e-12)
 
 
 def test_zero_weight_edges_are_edges():
