@@ -402,6 +402,7 @@ def test_what_cannot_be_used_is_said():
 
     alone = persistence_dataset(brain_of(x[:1]), PersistenceOptions(**FAST))
     assert "at least 2 subjects" in alone.attrs["flag"]
+    assert any("at least 3 subjects" in line for line in alone.attrs["flags"])
     assert np.isnan(alone["accuracy"]).all()
     assert np.isfinite(alone["distance"]).all()
     pair = persistence_dataset(brain_of(x[[0, 2], :2]), PersistenceOptions(**FAST))
@@ -414,6 +415,8 @@ def test_what_cannot_be_used_is_said():
     x[0, 0] = -np.abs(x[0, 0])
     below = persistence_dataset(brain_of(x), PersistenceOptions(filtration="maximum", **FAST))
     assert "no dissimilarity above 0" in below.attrs["left_out"]["region0 of sub-01"]
+    with pytest.raises(InputError, match="filtration to rank"):
+        persistence_dataset(brain_of(-np.abs(x[:, :2])), PersistenceOptions(filtration="maximum"))
     x[:] = np.nan
     with pytest.raises(InputError, match="no subject has a usable RDM"):
         persistence_dataset(brain_of(x), PersistenceOptions(**FAST))

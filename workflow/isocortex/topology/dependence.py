@@ -41,7 +41,7 @@ from isocortex.rsa.rdms import (
     to_vectors,
 )
 from isocortex.rsa.transforms import SCALES, on_scale, ramp, threshold_values
-from isocortex.topology.study import unusable
+from isocortex.topology.study import usable_models, usable_or_refuse
 
 logger = logging.getLogger(__name__)
 
@@ -495,19 +495,19 @@ def dependence_dataset(
     InputError
         Where no subject has a usable RDM, or no model.
     """
-    reasons = unusable(brain)
-    for (_, region), reason in reasons.items():
-        logger.warning("region %s: %s: without that subject", region, reason)
-    usable = np.array([[(s, r) not in reasons for r in brain.regions] for s in brain.subjects])
-    if not usable.any():
-        raise InputError(
-            f"no subject has a usable RDM of measure {brain.measure} in task {brain.task} "
-            f"({next(iter(reasons.values()))}): check the regions"
-        )
+    usable, reasons = usable_or_refuse(brain)
     values = models.dissimilarity
-    fit = np.isfinite(values).all(axis=1) & (np.ptp(np.nan_to_num(values), axis=1) > 0)
-    for name in np.array(models.predictors, dtype=object)[~fit]:
-        logger.warning("%s has an RDM with NaN or without spread: no result", name)
+    fit, without = usable_models(values, models.predictors)
+    flags = [
+        f"region {region}: {reason}: tested without that subject"
+        for (_, region), reason in reasons.items()
+    ] + without
+    if len(brain.stimuli) < FEWEST_STIMULI:
+        flags.append(
+            f"{len(brain.stimuli)} stimuli have few orders: p-values need at least {FEWEST_STIMULI}"
+        )
+    for line in flags:
+        logger.warning("%s", line)
     found = _test_all(brain.dissimilarity, usable, values[fit], options, threads)
     pairs = threshold_pairs(options.levels)
     arrays = {}
@@ -526,12 +526,6 @@ def dependence_dataset(
         levels = pairs[np.where(known, index, 0).astype(int), end]
         arrays[name] = (dims, np.where(known, levels, np.nan))
     del arrays["chosen_brain"], arrays["chosen_model"]
-    flags = []
-    if len(brain.stimuli) < FEWEST_STIMULI:
-        flags.append(
-            f"{len(brain.stimuli)} stimuli have few orders: p-values need at least {FEWEST_STIMULI}"
-        )
-        logger.warning("%s", flags[0])
     return xr.Dataset(
         arrays,
         coords={

@@ -32,7 +32,7 @@ from isocortex.topology.identification import (
     permutation_p,
 )
 from isocortex.topology.identify import FEWEST_SUBJECTS
-from isocortex.topology.study import unusable
+from isocortex.topology.study import usable_or_refuse
 
 logger = logging.getLogger(__name__)
 
@@ -339,21 +339,22 @@ def persistence_dataset(
     Identification needs 2 subjects and 2 regions that all subjects have; without them its arrays
     are NaN, and ``flag`` says why. Intervals over subjects need 3 subjects.
     """
-    reasons = dict(unusable(brain))
-    usable = np.array([[(s, r) not in reasons for r in brain.regions] for s in brain.subjects])
+    usable, reasons = usable_or_refuse(brain)
     if options.filtration == "maximum":
         above = (np.nan_to_num(brain.dissimilarity) > 0).any(axis=-1)
         for s, r in np.argwhere(usable & ~above):
             key = (brain.subjects[s], brain.regions[r])
             reasons[key] = f"sub-{key[0]} has an RDM with no dissimilarity above 0"
         usable &= above
-    for (_, region), reason in reasons.items():
-        logger.warning("region %s: %s: without that subject", region, reason)
-    if not usable.any():
-        raise InputError(
-            f"no subject has a usable RDM of measure {brain.measure} in task {brain.task} "
-            f"({next(iter(reasons.values()))}): check the regions"
-        )
+        if not usable.any():
+            raise InputError(
+                f"no RDM of measure {brain.measure} in task {brain.task} has a dissimilarity above "
+                "0: set trsa.persistence.filtration to rank"
+            )
+    flags = [
+        f"region {region}: {reason}: summarised without that subject"
+        for (_, region), reason in reasons.items()
+    ]
     values = filtration_values(brain.dissimilarity[usable], filtration=options.filtration)
     diagrams: Diagrams = []
     for block in parallel.map_blocks(
@@ -383,7 +384,13 @@ def persistence_dataset(
     elif complete.sum() < 2:
         flag = f"needs at least 2 regions that all subjects have, has {int(complete.sum())}"
     if flag:
-        logger.warning("no identification: it %s", flag)
+        flags.append(f"no identification: it {flag}")
+    if n_subjects < FEWEST_SUBJECTS:
+        flags.append(
+            f"no intervals: they need at least {FEWEST_SUBJECTS} subjects, there are {n_subjects}"
+        )
+    for line in flags:
+        logger.warning("%s", line)
     within = np.einsum("dsrsq->drqs", distances)
     arrays = {
         "betti": (("dimension", "threshold", "region", "subject"), betti),
@@ -411,6 +418,7 @@ def persistence_dataset(
             "n_stimuli": len(brain.stimuli),
             "chance": float("nan") if flag else 1 / int(complete.sum()),
             "flag": flag,
+            "flags": flags,
             "left_out": {f"{region} of sub-{s}": why for (s, region), why in reasons.items()},
             "interval_level": options.interval,
             "options": asdict(options),

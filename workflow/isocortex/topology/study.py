@@ -139,6 +139,35 @@ def unusable(brain: BrainRDMs) -> dict[tuple[str, str], str]:
     }
 
 
+def usable_or_refuse(brain: BrainRDMs) -> tuple[np.ndarray, dict[tuple[str, str], str]]:
+    """Return which RDMs can be used, bool (subject, region), and why the others cannot.
+
+    Raises
+    ------
+    InputError
+        Where none can be used.
+    """
+    reasons = unusable(brain)
+    usable = np.array([[(s, r) not in reasons for r in brain.regions] for s in brain.subjects])
+    if not usable.any():
+        raise InputError(
+            f"no subject has a usable RDM of measure {brain.measure} in task {brain.task} "
+            f"({next(iter(reasons.values()))}): check the regions"
+        )
+    return usable, reasons
+
+
+def usable_models(
+    model_rdms: np.ndarray, predictors: Sequence[str]
+) -> tuple[np.ndarray, list[str]]:
+    """Return which model RDMs can be used, bool (predictor,), and a line for each other one."""
+    fit = np.isfinite(model_rdms).all(axis=1) & (np.ptp(np.nan_to_num(model_rdms), axis=1) > 0)
+    return fit, [
+        f"{name} has an RDM with NaN or without spread: no score"
+        for name in np.array(predictors, dtype=object)[~fit]
+    ]
+
+
 def identification_dataset(
     brain: BrainRDMs, options: TopologyOptions, *, threads: int = 1
 ) -> xr.Dataset:
@@ -210,28 +239,19 @@ def topology_dataset(
     """
     options, flags = resampled(options, len(brain.stimuli))
     n_subjects = len(brain.subjects)
-    reasons = unusable(brain)
+    usable, reasons = usable_or_refuse(brain)
     flags += [
         f"region {region}: {reason}: compared without that subject"
         for (_, region), reason in reasons.items()
     ]
-    usable = np.array([[(s, r) not in reasons for r in brain.regions] for s in brain.subjects])
-    if not usable.any():
-        raise InputError(
-            f"no subject has a usable RDM of measure {brain.measure} in task {brain.task} "
-            f"({next(iter(reasons.values()))}): check the regions"
-        )
     for region, count in zip(brain.regions, usable.sum(axis=0)):
         if count < 2 and options.resample != "stimuli":
             flags.append(
                 f"region {region} has {count} usable subjects, at least 2 are needed for inference "
                 "over subjects"
             )
-    fit = np.isfinite(model_rdms).all(axis=1) & (np.ptp(np.nan_to_num(model_rdms), axis=1) > 0)
-    flags += [
-        f"{name} has an RDM with NaN or without spread: no score"
-        for name in np.array(predictors, dtype=object)[~fit]
-    ]
+    fit, without = usable_models(model_rdms, predictors)
+    flags += without
     for line in flags:
         logger.warning("%s", line)
     draws = identification.draw_bootstrap(
