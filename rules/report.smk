@@ -53,6 +53,8 @@ rule report_study:
         identification_manifests=manifests_of(study_stores("identification")),
         topology=ancient(study_stores("topology")),
         topology_manifests=manifests_of(study_stores("topology")),
+        layers=ancient(study_stores("layer_identification")),
+        layers_manifests=manifests_of(study_stores("layer_identification")),
         encoding_summary=ancient(study_stores("encoding_summary")),
         encoding_summary_manifests=manifests_of(study_stores("encoding_summary")),
         searchlight=ancient(study_stores("searchlight_group")),
