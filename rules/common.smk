@@ -486,7 +486,8 @@ def model_measure(measure):
         return chosen
     if measure in ("correlation", "given"):
         return "correlation"
-    # All but the cosine are squared Euclidean distances in units of the noise: features have none.
+    # Mahalanobis distances and crossnobis are squared Euclidean ones in units of the noise, Poisson
+    # divergences nearly so (variance = mean), and features have no noise.
     return "cosine" if measure == "cosine" else "euclidean"
 
 
