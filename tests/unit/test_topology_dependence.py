@@ -11,7 +11,6 @@ from scipy.stats import binom
 
 from isocortex import store
 from isocortex.errors import InputError
-from isocortex.rsa.rdms import BrainRDMs, ModelRDMs, pair_labels
 from isocortex.topology import (
     DependenceOptions,
     agtdm,
@@ -25,6 +24,8 @@ from isocortex.topology.dependence import (
     prepare_ramps,
     threshold_pairs,
 )
+
+from .rdm_sets import brain_of, models_of, write_model_rdms, write_rdms
 
 
 def plain_correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -210,32 +211,6 @@ def test_a_dependence_that_correlations_miss_is_found():
 # Regions against model layers.
 
 
-def brain_of(dissimilarity: np.ndarray, stimuli: int) -> BrainRDMs:
-    n_subjects, n_regions = dissimilarity.shape[:2]
-    return BrainRDMs(
-        dissimilarity=dissimilarity,
-        n_voxels=np.full((n_subjects, n_regions), 50, dtype=np.int32),
-        subjects=tuple(f"{s + 1:02d}" for s in range(n_subjects)),
-        regions=tuple(f"region{r}" for r in range(n_regions)),
-        stimuli=tuple(f"s{k:03d}" for k in range(stimuli)),
-        task="objects",
-        measure="correlation",
-        groups={},
-        n_stimuli_dropped=0,
-    )
-
-
-def models_of(dissimilarity: np.ndarray, stimuli: int) -> ModelRDMs:
-    layers = tuple(f"layer{k}" for k in range(len(dissimilarity)))
-    return ModelRDMs(
-        dissimilarity=dissimilarity,
-        predictors=tuple(f"net/{layer}" for layer in layers),
-        models=("net",) * len(layers),
-        layers=layers,
-        stimuli=tuple(f"s{k:03d}" for k in range(stimuli)),
-    )
-
-
 def simulated(rng, *, subjects, stimuli, noise, related):
     """Regions whose RDMs the subjects share; layer 1 is wave-like in region 0's dimension."""
     place = rng.uniform(size=stimuli)
@@ -265,7 +240,7 @@ def test_regions_and_layers_by_hand():
     brain, layers = simulated(rng, subjects=3, stimuli=12, noise=0.1, related=True)
     brain[1, 0] = np.nan  # sub-02 lacks the region
     options = DependenceOptions(levels=4, permutations=15, seed=5)
-    found = dependence_dataset(brain_of(brain, 12), models_of(layers, 12), options, threads=2)
+    found = dependence_dataset(brain_of(brain), models_of(layers), options, threads=2)
     store.check(found, "dependence")
     assert "has no RDM" in found.attrs["left_out"]["region0 of sub-02"]
     orders = np.concatenate([np.arange(12)[None], draw_orders(15, 12, seed=5)])
@@ -312,7 +287,7 @@ def test_false_positives_of_regions_and_layers():
     for trial in range(trials):
         brain, layers = simulated(rng, subjects=3, stimuli=16, noise=0.2, related=False)
         options = DependenceOptions(levels=5, permutations=99, seed=trial)
-        found = dependence_dataset(brain_of(brain, 16), models_of(layers, 16), options)
+        found = dependence_dataset(brain_of(brain), models_of(layers), options)
         single += float(found["p"][1, 0]) <= 0.05
         subject += float(found["p_subject"][1, 1, 0]) <= 0.05
         family += float(found["p_corrected"].min()) <= 0.05
@@ -328,7 +303,7 @@ def test_a_wave_like_layer_is_found_in_its_region():
     for trial in range(trials):
         brain, layers = simulated(rng, subjects=6, stimuli=40, noise=0.05, related=True)
         options = DependenceOptions(permutations=99, seed=trial)
-        found = dependence_dataset(brain_of(brain, 40), models_of(layers, 40), options)
+        found = dependence_dataset(brain_of(brain), models_of(layers), options)
         significant = found["p_corrected"].values <= 0.05
         hits += significant[1, 0]
         plain += float(found["p_distance_correlation"][1, 0]) <= 0.05
@@ -346,7 +321,7 @@ def test_what_cannot_be_tested_is_said():
     brain[:, 1] = 0.5
     layers[0, 2] = np.nan
     options = DependenceOptions(permutations=30)
-    found = dependence_dataset(brain_of(brain, 6), models_of(layers, 6), options)
+    found = dependence_dataset(brain_of(brain), models_of(layers), options)
     said = " ".join(found.attrs["flags"])
     for words in ("region1: sub-02 has", "net/layer0 has an RDM with NaN", "6 stimuli"):
         assert words in said
@@ -354,11 +329,11 @@ def test_what_cannot_be_tested_is_said():
         assert np.isnan(found[name].values[0]).all()
         assert np.isnan(found[name].values[:, 1]).all()
         assert np.isfinite(found[name].values[1:, 0]).all()
-    none = dependence_dataset(brain_of(brain, 6), models_of(layers[:1], 6), options)
+    none = dependence_dataset(brain_of(brain), models_of(layers[:1]), options)
     assert np.isnan(none["p"]).all()
     brain[:] = np.nan
     with pytest.raises(InputError, match="no subject has a usable RDM"):
-        dependence_dataset(brain_of(brain, 6), models_of(layers, 6), options)
+        dependence_dataset(brain_of(brain), models_of(layers), options)
     for bad, message in (
         ({"levels": 1}, "trsa.dependence"),
         ({"scale": "ordinal"}, "rank, raw"),
@@ -375,9 +350,7 @@ def test_every_option_counts_and_threads_do_not():
 
     def run(threads=1, **change):
         options = DependenceOptions(**{**base, **change})
-        found = dependence_dataset(
-            brain_of(brain, 12), models_of(layers, 12), options, threads=threads
-        )
+        found = dependence_dataset(brain_of(brain), models_of(layers), options, threads=threads)
         return found.drop_attrs()
 
     reference = run()
@@ -407,42 +380,12 @@ def test_defaults_are_those_of_the_schema(root):
 def test_from_stores_to_a_store(tmp_path):
     rng = np.random.default_rng(11)
     brain, layers = simulated(rng, subjects=2, stimuli=10, noise=0.2, related=True)
-    brain_rdms = brain_of(brain, 10)
-    first, second = pair_labels(brain_rdms.stimuli)
-    pairs = {"stimulus_i": ("pair", first), "stimulus_j": ("pair", second)}
-    paths = []
-    for s, subject in enumerate(brain_rdms.subjects):
-        paths.append(tmp_path / f"sub-{subject}_rdms.zarr")
-        store.write(
-            xr.Dataset(
-                {"dissimilarity": (("region", "pair"), brain[s])},
-                coords={"region": np.array(brain_rdms.regions, dtype=object), **pairs},
-                attrs={
-                    "subject": subject,
-                    "task": "objects",
-                    "measure": "correlation",
-                    "noise_normalisation": "none",
-                    "cross_validation": "none",
-                },
-            ),
-            paths[-1],
-            spec="rdms",
-        )
-    model = tmp_path / "model-net_rdms.zarr"
-    store.write(
-        xr.Dataset(
-            {"dissimilarity": (("layer", "pair"), layers)},
-            coords={"layer": np.array(["layer0", "layer1", "layer2"], dtype=object), **pairs},
-            attrs={"model": "net", "measure": "correlation"},
-        ),
-        model,
-        spec="model_rdms",
-    )
+    paths, model = write_rdms(tmp_path, brain), write_model_rdms(tmp_path, layers)
     out = tmp_path / "dependence.zarr"
     options = {"levels": 4, "permutations": 30, "scale": "rank"}
     measure_dependence(rdms=paths, model_rdms=[model], out=out, seed=2, **options)
     expected = dependence_dataset(
-        brain_rdms, models_of(layers, 10), DependenceOptions(seed=2, **options)
+        brain_of(brain), models_of(layers), DependenceOptions(seed=2, **options)
     )
     found = store.open(out, "dependence").load()
     for name in expected:

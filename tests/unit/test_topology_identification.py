@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
-import xarray as xr
 from scipy.spatial.distance import pdist
 from scipy.stats import binom
 
 from isocortex import store
 from isocortex.errors import InputError
-from isocortex.rsa.rdms import BrainRDMs, pair_labels, to_matrices, to_vectors
+from isocortex.rsa.rdms import to_matrices, to_vectors
 from isocortex.topology import (
     TopologyOptions,
     bootstrap_accuracy,
@@ -27,24 +26,9 @@ from isocortex.topology import (
     sensitivity_specificity,
 )
 
+from .rdm_sets import brain_of, write_rdms
+
 FAST = {"grid_step": 0.5, "bootstrap_samples": 200, "permutations": 200}
-
-
-def brain_of(dissimilarity: np.ndarray, **changes) -> BrainRDMs:
-    n_subjects, n_regions, n_pairs = dissimilarity.shape
-    n = round((1 + np.sqrt(1 + 8 * n_pairs)) / 2)
-    fields = {
-        "dissimilarity": dissimilarity,
-        "n_voxels": np.full((n_subjects, n_regions), 50, dtype=np.int32),
-        "subjects": tuple(f"{s + 1:02d}" for s in range(n_subjects)),
-        "regions": tuple(f"region{r}" for r in range(n_regions)),
-        "stimuli": tuple(f"s{k:03d}" for k in range(n)),
-        "task": "objects",
-        "measure": "correlation",
-        "groups": {},
-        "n_stimuli_dropped": 0,
-    }
-    return BrainRDMs(**{**fields, **changes})
 
 
 def regions_with_noise(
@@ -388,39 +372,10 @@ def test_every_option_is_used():
         assert not same, change
 
 
-def rdm_stores(folder, x, *, order=None):
-    brain = brain_of(x)
-    paths = []
-    for s, subject in enumerate(brain.subjects):
-        first, second = pair_labels(brain.stimuli)
-        path = folder / f"sub-{subject}_rdms.zarr"
-        store.write(
-            xr.Dataset(
-                {"dissimilarity": (("region", "pair"), x[s])},
-                coords={
-                    "region": np.array(brain.regions, dtype=object),
-                    "stimulus_i": ("pair", first),
-                    "stimulus_j": ("pair", second),
-                },
-                attrs={
-                    "subject": subject,
-                    "task": "objects",
-                    "measure": "correlation",
-                    "noise_normalisation": "none",
-                    "cross_validation": "none",
-                },
-            ),
-            path,
-            spec="rdms",
-        )
-        paths.append(path)
-    return paths
-
-
 def test_stage_writes_its_store_the_same_bytes_each_time(tmp_path):
     rng = np.random.default_rng(10)
     x = regions_with_noise(rng, subjects=3, regions=3, stimuli=10, noise=0.5)
-    paths = rdm_stores(tmp_path, x)
+    paths = write_rdms(tmp_path, x)
     digests = []
     for name, threads in (("a", 1), ("b", 2)):
         out = tmp_path / f"{name}.zarr"

@@ -9,7 +9,7 @@ from scipy.stats import binom, pearsonr, spearmanr, ttest_1samp
 from isocortex import store
 from isocortex.errors import InputError
 from isocortex.rsa.compare import correlate
-from isocortex.rsa.rdms import BrainRDMs, pair_labels, to_matrices, to_vectors
+from isocortex.rsa.rdms import to_matrices, to_vectors
 from isocortex.topology import (
     TopologyOptions,
     bootstrap_means,
@@ -21,22 +21,9 @@ from isocortex.topology import (
     topology_dataset,
 )
 
+from .rdm_sets import brain_of, stimuli_of, write_model_rdms, write_rdms
+
 FAST = {"grid_step": 0.5, "bootstrap_samples": 200}
-
-
-def brain_of(dissimilarity: np.ndarray, stimuli: int) -> BrainRDMs:
-    n_subjects, n_regions = dissimilarity.shape[:2]
-    return BrainRDMs(
-        dissimilarity=dissimilarity,
-        n_voxels=np.full((n_subjects, n_regions), 50, dtype=np.int32),
-        subjects=tuple(f"{s + 1:02d}" for s in range(n_subjects)),
-        regions=tuple(f"region{r}" for r in range(n_regions)),
-        stimuli=tuple(f"s{k:03d}" for k in range(stimuli)),
-        task="objects",
-        measure="correlation",
-        groups={},
-        n_stimuli_dropped=0,
-    )
 
 
 def planted(rng, *, subjects: int, stimuli: int, noise: float):
@@ -54,7 +41,7 @@ def planted(rng, *, subjects: int, stimuli: int, noise: float):
 def dataset(brain, models, stimuli, **options) -> xr.Dataset:
     names = [f"layer{k}" for k in range(len(models))]
     return topology_dataset(
-        brain_of(brain, stimuli),
+        brain_of(brain),
         models,
         TopologyOptions(**{**FAST, **options}),
         predictors=[f"net/{n}" for n in names],
@@ -221,44 +208,11 @@ def test_few_stimuli_are_not_resampled():
 def test_stage_joins_models_by_stimulus_and_repeats_its_bytes(tmp_path):
     rng = np.random.default_rng(7)
     brain, models = planted(rng, subjects=3, stimuli=10, noise=0.4)
-    names = [f"s{k:03d}" for k in range(10)]
-
-    def write(path, values, axis, labels, attrs, stimuli):
-        first, second = pair_labels(stimuli)
-        coords = {axis: np.array(labels, dtype=object)}
-        coords |= {"stimulus_i": ("pair", first), "stimulus_j": ("pair", second)}
-        data = {"dissimilarity": ((axis, "pair"), values)}
-        spec = "rdms" if axis == "region" else "model_rdms"
-        store.write(xr.Dataset(data, coords=coords, attrs=attrs), path, spec=spec)
-        return path
-
-    rdms = [
-        write(
-            tmp_path / f"sub-{s}.zarr",
-            brain[s],
-            "region",
-            ["A", "B"],
-            {
-                "subject": f"0{s}",
-                "task": "t",
-                "measure": "correlation",
-                "noise_normalisation": "none",
-                "cross_validation": "none",
-            },
-            names,
-        )
-        for s in range(3)
-    ]
+    rdms = write_rdms(tmp_path, brain)
     order = rng.permutation(10)
     shuffled = to_vectors(to_matrices(models)[:, order][:, :, order])
-    model = write(
-        tmp_path / "model.zarr",
-        shuffled,
-        "layer",
-        ["a", "b", "c"],
-        {"model": "net", "measure": "correlation"},
-        [names[k] for k in order],
-    )
+    names = stimuli_of(models)
+    model = write_model_rdms(tmp_path, shuffled, stimuli=[names[k] for k in order])
     digests = []
     for name, threads in (("one", 1), ("two", 2)):
         out = tmp_path / f"{name}.zarr"
@@ -268,7 +222,10 @@ def test_stage_joins_models_by_stimulus_and_repeats_its_bytes(tmp_path):
     got = store.open(tmp_path / "one.zarr", "topology")
     direct = dataset(brain, models, 10)
     np.testing.assert_allclose(got["score"].values, direct["score"].values, atol=1e-12)
-    assert list(got["best_predictor"].sel(statistic="rank_rdm").values) == ["net/c", "net/a"]
+    assert list(got["best_predictor"].sel(statistic="rank_rdm").values) == [
+        "net/layer2",
+        "net/layer0",
+    ]
 
 
 @pytest.mark.parametrize("comparison", ["spearman", "corr_cov", "rho_a"])

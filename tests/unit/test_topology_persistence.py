@@ -15,7 +15,6 @@ from scipy.stats import binom
 
 from isocortex import store
 from isocortex.errors import InputError
-from isocortex.rsa.rdms import BrainRDMs, pair_labels
 from isocortex.topology import (
     PersistenceOptions,
     betti_curve,
@@ -34,6 +33,8 @@ from isocortex.topology.persistence import (
     bootstrap_centroid_distances,
     inner_products,
 )
+
+from .rdm_sets import brain_of, write_rdms
 
 
 def circle(n: int, radius: float = 1.0, at: float = 0.0) -> np.ndarray:
@@ -196,22 +197,6 @@ def test_filtrations():
 # Regions of several subjects.
 
 FAST = {"permutations": 199, "bootstrap_samples": 200, "thresholds": 11}
-
-
-def brain_of(dissimilarity: np.ndarray) -> BrainRDMs:
-    n_subjects, n_regions, n_pairs = dissimilarity.shape
-    stimuli = round((1 + np.sqrt(1 + 8 * n_pairs)) / 2)
-    return BrainRDMs(
-        dissimilarity=dissimilarity,
-        n_voxels=np.full((n_subjects, n_regions), 50, dtype=np.int32),
-        subjects=tuple(f"{s + 1:02d}" for s in range(n_subjects)),
-        regions=tuple(f"region{r}" for r in range(n_regions)),
-        stimuli=tuple(f"s{k:03d}" for k in range(stimuli)),
-        task="objects",
-        measure="correlation",
-        groups={},
-        n_stimuli_dropped=0,
-    )
 
 
 def shapes(rng, *, subjects: int, stimuli: int = 18, noise: float = 0.1) -> np.ndarray:
@@ -466,29 +451,7 @@ def test_defaults_are_those_of_the_schema(root):
 def test_from_stores_to_a_store(tmp_path):
     rng = np.random.default_rng(11)
     brain = brain_of(shapes(rng, subjects=2, stimuli=12))
-    first, second = pair_labels(brain.stimuli)
-    paths = []
-    for s, subject in enumerate(brain.subjects):
-        paths.append(tmp_path / f"sub-{subject}_rdms.zarr")
-        store.write(
-            xr.Dataset(
-                {"dissimilarity": (("region", "pair"), brain.dissimilarity[s])},
-                coords={
-                    "region": np.array(brain.regions, dtype=object),
-                    "stimulus_i": ("pair", first),
-                    "stimulus_j": ("pair", second),
-                },
-                attrs={
-                    "subject": subject,
-                    "task": "objects",
-                    "measure": "correlation",
-                    "noise_normalisation": "none",
-                    "cross_validation": "none",
-                },
-            ),
-            paths[-1],
-            spec="rdms",
-        )
+    paths = write_rdms(tmp_path, brain.dissimilarity)
     out = tmp_path / "persistence.zarr"
     summarise_persistence(rdms=paths, out=out, seed=3, **FAST)
     expected = persistence_dataset(brain, PersistenceOptions(seed=3, **FAST))
