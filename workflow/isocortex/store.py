@@ -79,9 +79,7 @@ def _group_maps(point: str) -> dict[str, Array]:
         "t": Array(dims, "f4", "t over subjects of Fisher z"),
         "p": Array(dims, "f4", f"p-value of the {point} alone {alone}", required=False),
         "p_corrected": Array(dims, "f4", f"p-value corrected by the largest t {alone}"),
-        "tfce": Array(
-            dims, "f4", "TFCE (E .5, H 2) of t as a normal deviate", required=False
-        ),
+        "tfce": Array(dims, "f4", "TFCE (E .5, H 2) of t as a normal deviate", required=False),
         "p_tfce": Array(
             dims, "f4", f"p-value corrected by the largest TFCE {alone}", required=False
         ),
@@ -99,6 +97,46 @@ _PREDICTOR = {
 def _optional(dims: tuple[str, ...], docs: Mapping[str, str]) -> dict[str, Array]:
     """Return float arrays of the same dimensions that a store may lack."""
     return {key: Array(dims, "f8", doc, required=False) for key, doc in docs.items()}
+
+
+_STATISTIC = {
+    "statistic": Array(("statistic",), "str", "summary statistic"),
+    "family": Array(("statistic",), "str", "family of the threshold pair"),
+    "lower": Array(("statistic",), "f8", "l"),
+    "upper": Array(("statistic",), "f8", "u"),
+}
+_TOPOLOGICAL = ("scale", "threshold", "pool", "geodesic", "measure", "flags")
+
+
+def _identified(who: str, what: str, *outer: str) -> dict[str, Array]:
+    """Return the arrays of an identification of ``what`` in each ``who``, over outer dims."""
+    dims = (*outer, "statistic")
+    docs = {
+        "accuracy": f"share of {what}s identified",
+        "accuracy_low": "lower end of the interval",
+        "accuracy_high": "upper end of the interval",
+        "p": "p-value against chance, by permutation",
+        "p_corrected": "p-value corrected for all statistics (largest accuracy)",
+        "gain": "accuracy less that of the rank RDM",
+        "gain_low": "lower end of the gain's interval",
+        "gain_high": "upper end of the gain's interval",
+        "ratio": f"within- over across-{what} distance",
+    }
+    return {
+        **{key: Array(dims, "f8", doc) for key, doc in docs.items()},
+        f"accuracy_{who}": Array((*dims, who), "f8", f"share in one {who}"),
+        "sensitivity": Array((*dims, what), "f8", f"share of {who}s whose {what} was found"),
+        "specificity": Array((*dims, what), "f8", f"share of other {what}s not taken for it"),
+        "confusion": Array(
+            (*dims, what, "predicted"), "i4", f"count of {what} taken for predicted"
+        ),
+        "n_pairs": Array(dims, "i4", "pairs of stimuli that were used"),
+        "chosen": Array((*outer, who), "str", "threshold pair that the others chose (most often)"),
+        **_STATISTIC,
+        what: Array((what,), "str", f"true {what}"),
+        "predicted": Array(("predicted",), "str", f"predicted {what}"),
+        who: Array((who,), "str", f"held-out {who}"),
+    }
 
 
 SPECS: dict[str, Spec] = {
@@ -310,107 +348,17 @@ SPECS: dict[str, Spec] = {
     ),
     "identification": Spec(
         doc="Identification of held-out subjects' regions by each summary statistic",
-        arrays={
-            "accuracy": Array(("statistic",), "f8", "share of regions identified"),
-            "accuracy_low": Array(("statistic",), "f8", "lower end of the interval"),
-            "accuracy_high": Array(("statistic",), "f8", "upper end of the interval"),
-            "p": Array(("statistic",), "f8", "p-value against chance, by permutation"),
-            "p_corrected": Array(
-                ("statistic",), "f8", "p-value corrected for all statistics (largest accuracy)"
-            ),
-            "gain": Array(("statistic",), "f8", "accuracy less that of the rank RDM"),
-            "gain_low": Array(("statistic",), "f8", "lower end of the gain's interval"),
-            "gain_high": Array(("statistic",), "f8", "upper end of the gain's interval"),
-            "accuracy_subject": Array(("statistic", "subject"), "f8", "share in one subject"),
-            "confusion": Array(
-                ("statistic", "region", "predicted"), "i4", "count of region taken for predicted"
-            ),
-            "sensitivity": Array(
-                ("statistic", "region"), "f8", "share of subjects whose region was found"
-            ),
-            "specificity": Array(
-                ("statistic", "region"), "f8", "share of other regions not taken for the region"
-            ),
-            "ratio": Array(("statistic",), "f8", "within- over across-region distance"),
-            "n_pairs": Array(("statistic",), "i4", "pairs of stimuli that were used"),
-            "chosen": Array(("subject",), "str", "threshold pair that the others chose"),
-            "family": Array(("statistic",), "str", "family of the threshold pair"),
-            "lower": Array(("statistic",), "f8", "l"),
-            "upper": Array(("statistic",), "f8", "u"),
-            "statistic": Array(("statistic",), "str", "summary statistic"),
-            "region": Array(("region",), "str", "true region"),
-            "predicted": Array(("predicted",), "str", "predicted region"),
-            "subject": Array(("subject",), "str", "held-out subject"),
-        },
-        attrs=(
-            "scale",
-            "threshold",
-            "pool",
-            "geodesic",
-            "chance",
-            "measure",
-            "task",
-            "flag",
-            "flags",
-            "regions_left_out",
-        ),
+        arrays=_identified("subject", "region"),
+        attrs=(*_TOPOLOGICAL, "chance", "task", "flag", "regions_left_out"),
     ),
     "layer_identification": Spec(
         doc="Identification of the layers of left-out seeds of a network, noise added to the RDMs",
         arrays={
-            "accuracy": Array(
-                ("noise", "statistic"), "f8", "share of layers identified, mean over noise draws"
-            ),
-            "accuracy_low": Array(("noise", "statistic"), "f8", "lower end of the interval"),
-            "accuracy_high": Array(("noise", "statistic"), "f8", "upper end of the interval"),
-            "p": Array(("noise", "statistic"), "f8", "p-value against chance, by permutation"),
-            "p_corrected": Array(
-                ("noise", "statistic"), "f8", "p-value corrected for all statistics of a noise"
-            ),
-            "gain": Array(("noise", "statistic"), "f8", "accuracy less that of the rank RDM"),
-            "gain_low": Array(("noise", "statistic"), "f8", "lower end of the gain's interval"),
-            "gain_high": Array(("noise", "statistic"), "f8", "upper end of the gain's interval"),
-            "ratio": Array(("noise", "statistic"), "f8", "within- over across-layer distance"),
-            "n_pairs": Array(("noise", "statistic"), "i4", "pairs of stimuli that were used"),
-            "sensitivity": Array(
-                ("noise", "statistic", "layer"), "f8", "share of the times a layer was found"
-            ),
-            "specificity": Array(
-                ("noise", "statistic", "layer"),
-                "f8",
-                "share of other layers not taken for the layer",
-            ),
-            "accuracy_seed": Array(("noise", "statistic", "seed"), "f8", "share in one seed"),
-            "confusion": Array(
-                ("noise", "statistic", "layer", "predicted"),
-                "i4",
-                "count of layer taken for predicted, over seeds and noise draws",
-            ),
-            "chosen": Array(
-                ("noise", "seed"), "str", "threshold pair that the others chose most often"
-            ),
-            "family": Array(("statistic",), "str", "family of the threshold pair"),
-            "lower": Array(("statistic",), "f8", "l"),
-            "upper": Array(("statistic",), "f8", "u"),
+            **_identified("seed", "layer", "noise"),
             "noise": Array(("noise",), "f8", "noise added, SD of an RDM's entries"),
             "draws": Array(("noise",), "i4", "draws of the noise"),
-            "statistic": Array(("statistic",), "str", "summary statistic"),
-            "layer": Array(("layer",), "str", "true layer"),
-            "predicted": Array(("predicted",), "str", "predicted layer"),
-            "seed": Array(("seed",), "str", "left-out seed: name of its model"),
         },
-        attrs=(
-            "network",
-            "scale",
-            "threshold",
-            "pool",
-            "geodesic",
-            "chance",
-            "measure",
-            "flag",
-            "flags",
-            "layers_left_out",
-        ),
+        attrs=(*_TOPOLOGICAL, "network", "chance", "flag", "layers_left_out"),
     ),
     "topology": Spec(
         doc="Agreement of brain and model geo-topological statistics",
@@ -431,24 +379,12 @@ SPECS: dict[str, Spec] = {
             ),
             "n_pairs": Array(("statistic",), "i4", "pairs of stimuli that were used"),
             "best_predictor": Array(("statistic", "region"), "str", "best model/layer"),
-            "family": Array(("statistic",), "str", "family of the threshold pair"),
-            "lower": Array(("statistic",), "f8", "l"),
-            "upper": Array(("statistic",), "f8", "u"),
-            "statistic": Array(("statistic",), "str", "summary statistic"),
+            **_STATISTIC,
             "region": Array(("region",), "str", "name of the region"),
             "subject": Array(("subject",), "str", "subject label"),
             **_PREDICTOR,
         },
-        attrs=(
-            "scale",
-            "threshold",
-            "pool",
-            "geodesic",
-            "comparison",
-            "measure",
-            "task",
-            "flags",
-        ),
+        attrs=(*_TOPOLOGICAL, "comparison", "task"),
     ),
     "dependence": Spec(
         doc="Adaptive geo-topological dependence of brain RDMs on model RDMs (AGTDM)",
