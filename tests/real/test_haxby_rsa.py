@@ -138,3 +138,117 @@ def test_searchlight_maps_of_houses_replicate(study):
     assert there.mean() > 0.95
     assert np.corrcoef(score[:, there])[0, 1] > 0.6
     assert score.mean(axis=0)[there].max() > 0.7
+
+
+@pytest.fixture(scope="module")
+def apart(study):
+    """Crossnobis searchlights of both halves: each of the 8 categories apart from the others."""
+    folder, betas, _, _ = study
+    names = sorted(set(betas["condition"].values))
+    first, second = pair_labels(names)
+    models = np.array([(first == name) != (second == name) for name in names], dtype=float)
+    store.write(
+        xr.Dataset(
+            {"dissimilarity": (("layer", "pair"), models)},
+            coords={
+                "layer": ("layer", np.array(names, object)),
+                "stimulus_i": ("pair", first),
+                "stimulus_j": ("pair", second),
+            },
+            attrs={"model": "apart", "measure": "given"},
+        ),
+        folder / "apart.zarr",
+        spec="model_rdms",
+    )
+    found = {}
+    for half in ("odd", "even"):
+        map_searchlight(
+            betas=folder / f"{half}.zarr",
+            model_rdms=[folder / "apart.zarr"],
+            out=folder / f"{half}_apart.zarr",
+            maps=folder / f"{half}_apart_maps",
+            radius=12.0,
+            min_voxels=15,
+            measure="crossnobis",
+            noise_normalisation={"source": "residuals", "shrinkage": "diag"},
+            average_by="condition",
+        )
+        found[half] = store.open(folder / f"{half}_apart.zarr", "searchlight").load()
+    return folder, names, models, found
+
+
+def test_maps_of_the_eight_categories_replicate(apart):
+    """A category's map in odd runs is like its own map in even runs and unlike the others'."""
+    _, names, _, found = apart
+    score = [found[half]["score"].values for half in ("odd", "even")]
+    there = np.isfinite(score).all(axis=(0, 1))
+    assert there.mean() > 0.95
+    n = len(names)
+    assert n == 8
+    across = np.corrcoef(score[0][:, there], score[1][:, there])[:n, n:]
+    own, others = np.diag(across), across[~np.eye(n, dtype=bool)]
+    assert own.mean() > others.mean() + 0.25
+    assert own[names.index("house")] > 0.5
+    assert own[names.index("scrambledpix")] > 0.4
+    # Which category a map is of, out of 8, in either direction: 1 by chance.
+    assert (across.argmax(axis=0) == np.arange(n)).sum() >= 4
+    assert (across.argmax(axis=1) == np.arange(n)).sum() >= 4
+
+
+def test_one_crossnobis_searchlight_is_rsatoolbox_s(apart):
+    folder, _, models, found = apart
+    betas = store.open(folder / "odd.zarr", "betas").load()
+    voxels = np.stack([betas[a].values for a in "ijk"], axis=1)
+    centre = int(found["odd"]["n_voxels"].values.argmax())
+    step = np.abs(np.asarray(betas.attrs["affine"])[:3, :3]).max(axis=0)
+    near = np.linalg.norm((voxels - voxels[centre]) * step, axis=1) <= 12.0
+    residual = betas["residual"].values[:, near].astype(float)
+    near[np.flatnonzero(near)[residual.std(axis=0) == 0]] = False
+    assert found["odd"]["n_voxels"].values[centre] == near.sum()
+    noise = prec_from_residuals(
+        betas["residual"].values[:, near].astype(float),
+        dof=betas.attrs["degrees_of_freedom"],
+        method="diag",
+    )
+    dataset = Dataset(
+        betas["beta"].values[:, near].astype(float),
+        obs_descriptors={
+            "condition": list(betas["condition"].values),
+            "run": list(betas["run"].values),
+        },
+    )
+    peer = calc_rdm(
+        dataset, method="crossnobis", descriptor="condition", cv_descriptor="run", noise=noise
+    ).get_vectors()
+    wanted = correlate(models, peer)[:, 0]
+    np.testing.assert_allclose(found["odd"]["score"].values[:, centre], wanted, atol=1e-5)
+
+
+def test_a_topological_searchlight_in_a_mask(apart, study):
+    """The mask is the responsive region: no other centre, no voxel of elsewhere."""
+    folder, _, _, _ = apart
+    _, betas, _, label = study
+    volume = np.zeros(betas.attrs["shape"], np.int16)
+    inside = label == 2
+    volume[tuple(betas[a].values[inside] for a in "ijk")] = 1
+    nib.save(nib.Nifti1Image(volume, np.array(betas.attrs["affine"])), folder / "mask.nii.gz")
+    map_searchlight(
+        betas=folder / "all.zarr",
+        model_rdms=[folder / "apart.zarr"],
+        out=folder / "rgtm.zarr",
+        maps=folder / "rgtm_maps",
+        mask=folder / "mask.nii.gz",
+        radius=12.0,
+        min_voxels=5,
+        measure="crossnobis",
+        comparison="spearman",
+        transform="rgtm(0.2,0.8)",
+        average_by="condition",
+    )
+    lights = store.open(folder / "rgtm.zarr", "searchlight").load()
+    assert lights.sizes["voxel"] == inside.sum()
+    assert lights["n_voxels"].values.max() <= inside.sum()
+    assert lights.attrs["transform"] == "rgtm(0.20,0.80)"
+    score = lights["score"].values
+    assert np.isfinite(score[:, lights["n_voxels"].values >= 5]).all()
+    assert np.nanmax(score) > 0.4
