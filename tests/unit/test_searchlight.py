@@ -13,6 +13,7 @@ from isocortex import store
 from isocortex.errors import InputError
 from isocortex.rsa import (
     compute_model_rdms,
+    compute_rdms,
     correlate,
 )
 from isocortex.searchlight import (
@@ -139,3 +140,154 @@ def test_searchlights_that_cannot_be_are_refused(mapped, tmp_path, change, messa
         inputs = {**inputs, "betas": thin}
     with pytest.raises(InputError, match=message):
         map_searchlight(**inputs, out=tmp_path / "s.zarr", maps=tmp_path / "maps", **change)
+
+
+@pytest.mark.parametrize(
+    ("measure", "noise"),
+    [
+        ("crossnobis", {"source": "residuals", "shrinkage": "shrinkage_diag"}),
+        ("crossnobis", {"source": "residuals", "shrinkage": "diag"}),
+        ("crossnobis", {"source": "betas", "shrinkage": "diag"}),
+        ("mahalanobis", {"source": "betas", "shrinkage": "shrinkage_eye"}),
+        ("crossnobis", {"source": "none", "shrinkage": "diag"}),
+        ("mahalanobis", {"source": "residuals", "shrinkage": "full"}),
+        ("euclidean", None),
+        ("cosine", None),
+    ],
+)
+def test_measures_of_one_centre_from_the_store(mapped, tmp_path, measure, noise):
+    """A score is that of the region which is the sphere; voxels without residuals are left out."""
+    inputs, _, _ = mapped
+
+    def spoil(dataset):
+        residual = dataset["residual"].values.copy()
+        residual[3, 200] = np.nan
+        return dataset.assign(residual=(("time", "voxel"), residual))
+
+    inputs = {**inputs, "betas": stores.write_betas(tmp_path / "b.zarr", change=spoil)}
+    map_searchlight(
+        **inputs,
+        out=tmp_path / "s.zarr",
+        maps=tmp_path / "maps",
+        radius=6.5,
+        measure=measure,
+        noise_normalisation=noise,
+        comparison="cosine",
+    )
+    lights = store.open(tmp_path / "s.zarr", "searchlight").load()
+    voxels = np.stack([lights[a].values for a in "ijk"], axis=1)
+    near = np.linalg.norm((voxels - voxels[200]) * 3.0, axis=1) <= 6.5
+    near[200] = not noise or noise["source"] != "residuals"
+    assert lights["n_voxels"].values[200] == near.sum()
+    volume = np.zeros(stores.SHAPE, np.int16)
+    volume[tuple(voxels[near].T)] = 1
+    nib.save(nib.Nifti1Image(volume, stores.AFFINE), tmp_path / "dseg.nii.gz")
+    (tmp_path / "dseg.tsv").write_text("index\tname\n1\tsphere\n")
+    compute_rdms(
+        betas=inputs["betas"],
+        regions=tmp_path / "dseg.nii.gz",
+        region_labels=tmp_path / "dseg.tsv",
+        out=tmp_path / "r.zarr",
+        measure=measure,
+        noise_normalisation=noise,
+    )
+    rdm = store.open(tmp_path / "r.zarr", "rdms")["dissimilarity"].values
+    model = store.open(inputs["model_rdms"][0], "model_rdms")["dissimilarity"].values
+    wanted = correlate(model, rdm, comparison="cosine")[:, 0]
+    np.testing.assert_allclose(lights["score"].values[:, 200], wanted, atol=1e-4)
+    assert lights.attrs["measure"] == measure
+    source = (noise or {}).get("source", "none")
+    expected = "none" if source == "none" else f"{source}, {noise['shrinkage']}"
+    assert lights.attrs["noise_normalisation"] == expected
+
+
+def test_a_mask_on_another_grid_and_one_that_is_none(mapped, tmp_path):
+    inputs, _, _ = mapped
+    fine = np.zeros((20, 20, 20), np.uint8)
+    fine[:8] = 1
+    nib.save(nib.Nifti1Image(fine, np.diag([1.5, 1.5, 1.5, 1.0])), tmp_path / "mask.nii.gz")
+    out = {"out": tmp_path / "s.zarr", "maps": tmp_path / "maps"}
+    map_searchlight(**inputs, **out, mask=tmp_path / "mask.nii.gz", radius=6.5)
+    lights = store.open(out["out"], "searchlight").load()
+    # Voxel i is at 3 i mm, the mask's first 8 planes end at 11.25 mm.
+    assert lights["i"].values.max() == 3
+    assert lights.sizes["voxel"] == 4 * 8 * 8
+    assert lights["n_voxels"].values[lights["i"].values == 3].max() < 50
+    nib.save(nib.Nifti1Image(0 * fine, np.eye(4)), tmp_path / "empty.nii.gz")
+    nib.save(nib.Nifti1Image(np.ones((4, 4, 4, 2)), np.eye(4)), tmp_path / "two.nii.gz")
+    (tmp_path / "text.nii.gz").write_text("no image")
+    for name, message in (
+        ("empty", "holds no voxel"),
+        ("two", "name an image of one volume"),
+        ("text", "cannot be read"),
+        ("nowhere", "cannot be read"),
+    ):
+        with pytest.raises(InputError, match=rf"searchlight\.mask: .*{name}.*{message}"):
+            map_searchlight(**inputs, **out, mask=tmp_path / f"{name}.nii.gz")
+
+
+def test_transforms_and_comparisons_reach_the_scores(mapped, tmp_path):
+    inputs, _, _ = mapped
+    found = {}
+    for name, options in {
+        "plain": {},
+        "rgtm": {"transform": "rgtm(0.2,0.8)"},
+        "ranks": {"transform": "rank"},
+        "spearman": {"comparison": "spearman"},
+        "whitened": {"comparison": "corr_cov"},
+    }.items():
+        out = tmp_path / f"{name}.zarr"
+        map_searchlight(**inputs, out=out, maps=tmp_path / name, radius=6.5, step=2, **options)
+        found[name] = store.open(out, "searchlight").load()
+    scores = {name: lights["score"].values for name, lights in found.items()}
+    there = np.isfinite(scores["plain"])
+    assert there.any()
+    for name, score in scores.items():
+        np.testing.assert_array_equal(np.isfinite(score), there)
+        assert np.corrcoef(score[there], scores["plain"][there])[0, 1] > 0.6, name
+    np.testing.assert_allclose(scores["ranks"], scores["spearman"], atol=1e-4)
+    assert np.abs(scores["rgtm"] - scores["plain"])[there].max() > 0.05
+    assert found["rgtm"].attrs["transform"] == "rgtm(0.20,0.80)"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"measure": "poisson"}, "are negative: poisson is for counts"),
+        ({"measure": "chebyshev"}, "searchlight.measure: 'chebyshev' is not one of"),
+        ({"transform": "rgtm(2,3)"}, "needs quantiles in 0 to 1"),
+        (
+            {"measure": "crossnobis", "noise_normalisation": {"shrinkage": "oas"}},
+            "shrinkage: 'oas' is not one of",
+        ),
+        (
+            {
+                "measure": "mahalanobis",
+                "noise_normalisation": {"shrinkage": "full"},
+                "radius": 9.5,
+            },
+            "their noise has 50 degrees of freedom",
+        ),
+        (
+            {"measure": "mahalanobis", "noise_normalisation": {"source": "none"}},
+            "searchlight.noise_normalisation.source is none, and mahalanobis",
+        ),
+    ],
+)
+def test_options_that_cannot_be_are_refused_in_one_line(mapped, tmp_path, options, message):
+    inputs, _, _ = mapped
+    with pytest.raises(InputError, match=message) as refused:
+        map_searchlight(**inputs, out=tmp_path / "s.zarr", maps=tmp_path / "maps", **options)
+    assert "\n" not in str(refused.value)
+
+
+def test_one_run_has_no_crossnobis_searchlight(mapped, tmp_path):
+    inputs, _, _ = mapped
+    betas = stores.write_betas(tmp_path / "b.zarr", n_runs=1)
+    with pytest.raises(InputError, match=r"one run: crossnobis .* in searchlight\.measure"):
+        map_searchlight(
+            **{**inputs, "betas": betas},
+            out=tmp_path / "s.zarr",
+            maps=tmp_path / "maps",
+            measure="crossnobis",
+        )

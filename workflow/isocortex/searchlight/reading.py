@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 from isocortex.errors import InputError
 from isocortex.rsa.compute import check_measure, usable_voxels
 from isocortex.rsa.dissimilarity import CROSS_VALIDATED, MEASURES, WHITENED
-from isocortex.rsa.noise import SHRINKAGES, measurement_residuals
+from isocortex.rsa.noise import SHRINKAGES, fold_freedom, measurement_residuals
 from isocortex.rsa.patterns import crossvalidation_design, mean_patterns
 from isocortex.searchlight.scoring import Patterns
 
@@ -49,7 +49,8 @@ def read_patterns(
     noise_normalisation
         For mahalanobis and crossnobis: ``source`` (``residuals``, ``betas`` or ``none``) and
         ``shrinkage``: ``diag`` divides voxels by the SD of their noise once, the others estimate
-        the covariance in each neighbourhood.
+        the covariance in each neighbourhood. Crossnobis in the noise of betas estimates it in each
+        neighbourhood and fold, see `isocortex.rsa.crossnobis_in_own_noise`.
     chosen
         Voxels that may be used, bool; all where not given.
     sampling
@@ -85,6 +86,7 @@ def read_patterns(
         betas, labels, runs, measure, settings["source"], where=where, key="searchlight.measure"
     )
     design = crossvalidation_design(labels, runs)
+    own_noise = measure == "crossnobis" and source == "betas"
     columns: list[np.ndarray] = []
     noise: list[np.ndarray] = []
     usable = np.zeros(betas.sizes["voxel"], dtype=bool)
@@ -92,6 +94,13 @@ def read_patterns(
     freedom = int(freedom) if isinstance(freedom, int | float) and freedom > 0 else None
     if source == "residuals" and freedom is None:
         freedom = betas.sizes["time"] - 1
+    if own_noise:
+        freedom = fold_freedom(labels, runs)
+        if freedom < 1:
+            raise InputError(
+                f"without one of its runs {where} repeats no stimulus: set "
+                "searchlight.noise_normalisation.source to residuals or none"
+            )
     data = betas["beta"].data
     by_voxel = None if sampling is None else sampling.tocsc()
     for start, stop in itertools.pairwise(np.cumsum([0, *data.chunks[1]])):
@@ -112,9 +121,11 @@ def read_patterns(
             )
         if source == "residuals":
             residual = residual[:, good]
-        elif source == "betas":
+        elif source == "betas" and not own_noise:
             residual, freedom = measurement_residuals(block, labels, runs)
-        if measure in CROSS_VALIDATED:
+        if own_noise:
+            means = block.T
+        elif measure in CROSS_VALIDATED:
             means = design.run_means(block, centre=measure == "crossnobis")
             means = means.transpose(2, 1, 0).reshape(block.shape[1], -1)
         else:
@@ -155,6 +166,7 @@ def read_patterns(
         stimuli=stimuli,
         measure=measure,
         design=design if measure in CROSS_VALIDATED else None,
+        trials=(tuple(labels), tuple(runs)) if own_noise else None,
         residuals=None if residuals is None else _with_missing(residuals),
         shrinkage=settings["shrinkage"],
         degrees_of_freedom=freedom,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -13,6 +14,7 @@ from isocortex.rsa.compare import COMPARISONS, correlate, embed
 from isocortex.rsa.dissimilarity import (
     correlation_distance,
     cosine_distance,
+    crossnobis_in_own_noise,
     crossnobis_of_run_means,
     euclidean_distance,
     poisson_cv_of_run_means,
@@ -57,6 +59,9 @@ class Patterns:
         One of `isocortex.rsa.MEASURES`.
     design
         Of the cross-validation, where the measure has one.
+    trials
+        Stimulus and run of each column, where columns are trials: crossnobis in the noise of the
+        trials themselves, which is estimated in each fold of each neighbourhood.
     residuals
         Shape (n_voxels + 1, n_samples), rows as above, where the noise covariance is estimated
         anew in each neighbourhood; None where the rows are in the units that distances are to
@@ -69,6 +74,7 @@ class Patterns:
     stimuli: tuple[str, ...]
     measure: str = "correlation"
     design: CrossvalidationDesign | None = None
+    trials: tuple[tuple[str, ...], tuple[str, ...]] | None = None
     residuals: np.ndarray | None = None
     shrinkage: str = "shrinkage_diag"
     degrees_of_freedom: int | None = None
@@ -92,6 +98,8 @@ class Patterns:
         """
         if self.measure == "correlation":
             return self._correlation(members, sizes)
+        if self.trials is not None:
+            return self._in_own_noise(members)
         gathered = self.rows.take(members, axis=0)
         undefined = np.zeros(len(members), dtype=bool)
         if self.residuals is not None:
@@ -152,6 +160,16 @@ class Patterns:
             patterns = table[members[k, members[k] < len(table) - 1], :-1].T.astype(np.float64)
             flat = constant_patterns(patterns).any()
             rdms[k] = np.nan if flat else correlation_distance(patterns)
+        return rdms
+
+    def _in_own_noise(self, members: np.ndarray) -> np.ndarray:
+        """Return crossnobis distances from trials, one neighbourhood after the other."""
+        n = len(self.stimuli)
+        rdms = np.full((len(members), n * (n - 1) // 2), np.nan, dtype=self.rows.dtype)
+        for rdm, row in zip(rdms, members):
+            trials = self.rows[row[row < len(self.rows) - 1]].T
+            with contextlib.suppress(np.linalg.LinAlgError):
+                rdm[:] = crossnobis_in_own_noise(trials, *self.trials, method=self.shrinkage)[0]
         return rdms
 
     def _whiten(self, gathered: np.ndarray, members: np.ndarray) -> np.ndarray:

@@ -291,7 +291,8 @@ def _scored(
     radius_key, size_key, unit = keys
     largest = int(np.max(around.full, initial=0))
     freedom = patterns.degrees_of_freedom
-    if patterns.residuals is not None and patterns.shrinkage == "full" and freedom < largest:
+    local = patterns.residuals is not None or patterns.trials is not None
+    if local and patterns.shrinkage == "full" and freedom < largest:
         raise InputError(
             f"searchlights of {where} hold up to {largest} {unit}, their noise has {freedom} "
             "degrees of freedom: set searchlight.noise_normalisation.shrinkage to shrinkage_diag"
