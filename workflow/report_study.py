@@ -4,7 +4,8 @@ from isocortex.provenance import job_log
 from isocortex.report import report_study
 
 STORES = (
-    *("scores", "identification", "topology", "encoding_summary", "searchlight"),
+    *("scores", "partition", "identification", "topology", "layers", "dependence", "persistence"),
+    *("encoding_summary", "searchlight", "searchlight_surface"),
     *("rdms", "model_rdms", "encoding", "betas", "confounds", "manifests"),
 )
 

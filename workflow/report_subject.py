@@ -15,6 +15,7 @@ if __name__ == "__main__":
             region_labels=list(snakemake.input.get("region_labels", [])),
             rdms=list(snakemake.input.get("rdms", [])),
             searchlight=list(snakemake.input.get("searchlight", [])),
+            searchlight_surface=list(snakemake.input.get("searchlight_surface", [])),
             encoding=list(snakemake.input.get("encoding", [])),
             manifests=list(snakemake.input.get("manifests", [])),
             anatomy=dict(snakemake.params.get("anatomy", {})),

@@ -14,11 +14,13 @@ from nilearn import datasets
 from PIL import Image
 
 from isocortex import store
+from isocortex.rsa import transforms
 
 REGIONS = ("V1", "V2", "V4", "LO", "FFA", "PPA")
 CENTRES = ((8, -92, 2), (14, -84, 8), (28, -76, -12), (42, -74, -2), (40, -52, -20), (26, -44, -10))
 LAYERS = {"convnet": [f"layer{n}" for n in range(1, 7)], "gabor": ["energy"], "pixels": ["rgb"]}
 PREDICTORS = [f"{model}/{layer}" for model, layers in LAYERS.items() for layer in layers]
+KINDS = ["fixed"] * len(PREDICTORS)
 BEST = dict(zip(REGIONS, PREDICTORS[:6]))
 CATEGORIES = ("animal", "face", "food", "house", "tool", "vehicle")
 
@@ -343,6 +345,66 @@ def _write_subject(files, put, subject, rng, names, geometry, voxels, region_of,
         files.by_kind.setdefault("confounds", []).append(path)
 
 
+def _families(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+    """Families of threshold pairs as the topology stage names them."""
+    return np.array(
+        [
+            transforms.family(low, high) if np.isfinite([low, high]).all() else ""
+            for low, high in zip(lower, upper)
+        ],
+        dtype=object,
+    )
+
+
+def _rates(confusion: np.ndarray, dims: tuple[str, ...]) -> dict:
+    """Sensitivity and specificity of confusions, shape (..., true, predicted)."""
+    found = np.einsum("...ii->...i", confusion)
+    true, taken = confusion.sum(axis=-1), confusion.sum(axis=-2)
+    others = confusion.sum(axis=(-1, -2))[..., None] - true
+    return {
+        "sensitivity": (dims, found / true),
+        "specificity": (dims, 1 - (taken - found) / others),
+    }
+
+
+def _score_tests(mean: np.ndarray, few: bool) -> dict:
+    """What a scores store holds of tests; NaN where there are too few subjects."""
+    n_comparisons, n, n_regions = mean.shape
+    cube = ("comparison", "predictor", "region")
+    pairs = mean[:, :, None] - mean[:, None]
+    p = np.where(np.abs(pairs) > 0.2, 0.01, 0.4)
+    p[:, np.arange(n), np.arange(n)] = np.nan
+    tests = {
+        "p": (cube, np.where(mean > 0.1, 0.004, 0.3)),
+        "p_corrected": (cube, np.where(mean > 0.1, 0.03, 0.9)),
+        "p_fdr": (cube, np.where(mean > 0.1, 0.02, 0.4)),
+        "p_fwe": (cube, np.where(mean > 0.1, 0.03, 0.9)),
+        "p_permutation": (cube, np.where(mean > 0.1, 0.001, 0.5)),
+        "p_ceiling": (cube, np.where(mean < 0.4, 0.01, 0.6)),
+        "difference": (("comparison", "predictor", "other", "region"), pairs),
+    }
+    for name in ("difference_p", "difference_p_fdr", "difference_p_fwe"):
+        tests[name] = (("comparison", "predictor", "other", "region"), p.copy())
+    if few:
+        tests = {key: (dims, np.full_like(values, np.nan)) for key, (dims, values) in tests.items()}
+    ends = (
+        ("low", "low", 0.44),
+        ("low", "high", 0.56),
+        ("high", "low", 0.55),
+        ("high", "high", 0.66),
+    )
+    for end, side, value in ends:
+        values = np.full((n_comparisons, n_regions), np.nan if few else value)
+        tests[f"ceiling_{end}_{side}"] = (("comparison", "region"), values)
+    for end, value in (("low", 0.48), ("high", 0.58)):
+        tests[f"ceiling_cv_{end}"] = (
+            ("comparison", "region"),
+            np.full((n_comparisons, n_regions), value),
+        )
+    tests["kind"] = ("predictor", np.array(KINDS, dtype=object))
+    return tests
+
+
 def _write_group(files, put, rng, rows, truth, geometry, voxels, region_of, n_voxels):
     subjects = np.array(files.subjects, dtype=object)
     n = len(subjects)
@@ -360,14 +422,7 @@ def _write_group(files, put, rng, rows, truth, geometry, voxels, region_of, n_vo
                     "mean": (("comparison", "predictor", "region"), mean),
                     "interval_low": (("comparison", "predictor", "region"), mean - 0.05),
                     "interval_high": (("comparison", "predictor", "region"), mean + 0.05),
-                    "p": (
-                        ("comparison", "predictor", "region"),
-                        np.full(mean.shape, np.nan if few else 0.004),
-                    ),
-                    "p_corrected": (
-                        ("comparison", "predictor", "region"),
-                        np.full(mean.shape, np.nan if few else 0.03),
-                    ),
+                    **_score_tests(mean, few),
                     "ceiling_low": (("comparison", "region"), np.full((3, 6), 0.5)),
                     "ceiling_high": (("comparison", "region"), np.full((3, 6), 0.6)),
                     "best_predictor": (
@@ -375,7 +430,8 @@ def _write_group(files, put, rng, rows, truth, geometry, voxels, region_of, n_vo
                         rows["predictor"][mean.argmax(1)],
                     ),
                 },
-                coords={"comparison": comparisons, "region": regions, "subject": subjects, **rows},
+                coords={"comparison": comparisons, "region": regions, "subject": subjects, **rows}
+                | {"other": rows["predictor"]},
                 attrs={"measure": measure, "task": "objects", "bootstrap": "both"}
                 | {"n_bootstrap": 1000, "seed": 0, "interval_level": 0.95, "correction": "holm"},
             ),
@@ -408,7 +464,8 @@ def _write_group(files, put, rng, rows, truth, geometry, voxels, region_of, n_vo
                 "accuracy_subject": (("statistic", "subject"), hits),
                 "confusion": (("statistic", "region", "predicted"), confusion),
                 "ratio": ("statistic", np.full(len(names), 0.8)),
-                "family": ("statistic", np.array(["global"] * len(names), dtype=object)),
+                **_rates(confusion, ("statistic", "region")),
+                "family": ("statistic", _families(lower, upper)),
                 "lower": ("statistic", lower),
                 "upper": ("statistic", upper),
             },
@@ -484,6 +541,7 @@ def _write_group(files, put, rng, rows, truth, geometry, voxels, region_of, n_vo
             {
                 "mean": (("predictor", "voxel"), group),
                 "t": (("predictor", "voxel"), group * 10),
+                **_searchlight_tests(group, "voxel", few),
                 "n_subjects": ("voxel", np.full(n_voxels, n, np.int32)),
             },
             coords={**rows, **voxels},
@@ -492,3 +550,257 @@ def _write_group(files, put, rng, rows, truth, geometry, voxels, region_of, n_vo
         "searchlight/task-objects_searchlight.zarr",
         "searchlight_group",
     )
+    _write_surface(files, put, rows, truth, n)
+    _write_model_rdms(put, rng, list(files.stimuli))
+    _write_partition(put, rng, subjects, regions)
+    _write_dependence(put, rng, rows, subjects, regions)
+    _write_persistence(put, rng, subjects, regions)
+    put(
+        "layers",
+        layer_identification(),
+        "trsa/family-net_measure-correlation_layers.zarr",
+        "layer_identification",
+    )
+
+
+def _searchlight_tests(mean: np.ndarray, point: str, few: bool) -> dict:
+    """p-values of a group map that follow its scores; NaN where there are too few subjects."""
+    none = np.full_like(mean, np.nan)
+    strict = np.where(mean > 0.25, 0.01, 0.5).astype(np.float32)
+    lenient = np.where(mean > 0.15, 0.02, 0.6).astype(np.float32)
+    return {
+        "p_corrected": (("predictor", point), none if few else strict),
+        "p_tfce": (("predictor", point), none if few else lenient),
+    }
+
+
+def _write_surface(files, put, rows, truth, n):
+    """Searchlights on fsaverage5: the score falls off from each region's place on the sphere."""
+    mesh = datasets.fetch_surf_fsaverage("fsaverage5")
+    parts = []
+    for side in ("left", "right"):
+        points = nib.load(mesh[f"pial_{side}"]).darrays[0].data
+        near = np.stack(
+            [
+                np.exp(-np.sum((np.abs(points * [1, 0, 0]) + points * [0, 1, 1] - c) ** 2, 1) / 300)
+                for c in CENTRES
+            ]
+        )
+        parts.append(truth @ near)
+    mean = np.concatenate(parts, axis=1).astype(np.float32)
+    n_vertices = parts[0].shape[1]
+    coords = rows | {
+        "hemisphere": ("vertex", np.repeat(np.array(["left", "right"], object), n_vertices)),
+        "index": ("vertex", np.tile(np.arange(n_vertices, dtype=np.int32), 2)),
+    }
+    attrs = {"mesh": "fsaverage5", "n_vertices": n_vertices, "task": "objects"}
+    attrs |= {"comparison": "pearson", "radius": "10 mm"}
+    for subject in files.subjects:
+        put(
+            "searchlight_surface",
+            xr.Dataset(
+                {
+                    "score": (("predictor", "vertex"), mean),
+                    "n_voxels": ("vertex", np.full(2 * n_vertices, 60, np.int32)),
+                },
+                coords=coords,
+                attrs=attrs | {"subject": subject},
+            ),
+            f"searchlight/sub-{subject}_task-objects_surface.zarr",
+            "searchlight_surface",
+        )
+    put(
+        "searchlight_surface_group",
+        xr.Dataset(
+            {
+                "mean": (("predictor", "vertex"), mean),
+                "t": (("predictor", "vertex"), mean * 10),
+                **_searchlight_tests(mean, "vertex", n < 5),
+                "n_subjects": ("vertex", np.full(2 * n_vertices, n, np.int32)),
+            },
+            coords=coords,
+            attrs=attrs,
+        ),
+        "searchlight/task-objects_surface.zarr",
+        "searchlight_surface_group",
+    )
+
+
+def _write_model_rdms(put, rng, stimuli):
+    """RDMs of the models' layers on the stimuli that the betas name."""
+    pairs = list(combinations(sorted(stimuli), 2))
+    for model, layers in LAYERS.items():
+        put(
+            "model_rdms",
+            xr.Dataset(
+                {
+                    "dissimilarity": (
+                        ("layer", "pair"),
+                        rng.gamma(4, 0.2, (len(layers), len(pairs))),
+                    )
+                },
+                coords={
+                    "layer": np.array(layers, object),
+                    "stimulus_i": ("pair", np.array([a for a, _ in pairs], object)),
+                    "stimulus_j": ("pair", np.array([b for _, b in pairs], object)),
+                },
+                attrs={"model": model, "measure": "correlation"},
+            ),
+            f"rsa/model-{model}_measure-correlation_rdms.zarr",
+            "model_rdms",
+        )
+
+
+def _write_partition(put, rng, subjects, regions):
+    models = ["convnet", "gabor/energy", "pixels/rgb"]
+    parts = ["+".join(part) for size in (1, 2, 3) for part in combinations(models, size)]
+    shape = (len(parts), len(regions), len(subjects))
+    centre = np.array([0.2, 0.03, 0.05, 0.06, 0.04, -0.02, 0.1])[:, None, None]
+    variance = centre + 0.02 * rng.standard_normal(shape)
+    mean = variance.mean(-1)
+    partial = 0.3 * rng.random((len(models), len(regions), 1)) + 0.02 * rng.standard_normal(
+        (len(models), *shape[1:])
+    )
+    put(
+        "partition",
+        xr.Dataset(
+            {
+                "variance": (("part", "region", "subject"), variance),
+                "mean": (("part", "region"), mean),
+                "interval_low": (("part", "region"), mean - 0.03),
+                "interval_high": (("part", "region"), mean + 0.03),
+                "chance": (("part", "region"), np.full(mean.shape, 0.01)),
+                **{name: (("part", "region"), np.full(mean.shape, 0.2)) for name in ("p", "p_fdr")},
+                "p_fwe": (("part", "region"), np.where(mean > 0.08, 0.01, 0.5)),
+                "partial": (("model", "region", "subject"), partial),
+                "partial_mean": (("model", "region"), partial.mean(-1)),
+                "partial_low": (("model", "region"), partial.mean(-1) - 0.05),
+                "partial_high": (("model", "region"), partial.mean(-1) + 0.05),
+                "partial_p_fwe": (
+                    ("model", "region"),
+                    np.where(partial.mean(-1) > 0.15, 0.01, 0.5),
+                ),
+                "total": (("region", "subject"), variance.sum(0)),
+                "total_mean": (("region",), mean.sum(0)),
+            },
+            coords={"part": np.array(parts, object), "model": np.array(models, object)}
+            | {"region": regions, "subject": subjects},
+            attrs={"measure": "correlation", "task": "objects", "comparison": "spearman"}
+            | {"bootstrap": "both", "n_bootstrap": 1000, "seed": 0, "flags": []}
+            | {"interval_level": 0.95},
+        ),
+        "rsa/task-objects_measure-correlation_partition.zarr",
+        "partition",
+    )
+
+
+def _write_dependence(put, rng, rows, subjects, regions):
+    shape = (len(PREDICTORS), len(regions))
+    mean = 0.2 + 0.4 * rng.random(shape)
+    bounds = {"lower": 0.14, "upper": 0.86}
+    put(
+        "dependence",
+        xr.Dataset(
+            {
+                "mean": (("predictor", "region"), mean),
+                "null_mean": (("predictor", "region"), np.full(shape, 0.31)),
+                "p": (("predictor", "region"), np.where(mean > 0.4, 0.001, 0.3)),
+                "p_corrected": (("predictor", "region"), np.where(mean > 0.4, 0.02, 0.9)),
+                **{
+                    f"{end}_{side}": (("predictor", "region"), np.full(shape, value))
+                    for end, value in bounds.items()
+                    for side in ("brain", "model")
+                },
+            },
+            coords={"region": regions, "subject": subjects, **rows},
+            attrs={"scale": "rank", "threshold": "quantile", "levels": 8, "permutations": 999}
+            | {"measure": "correlation", "task": "objects", "flags": []},
+        ),
+        "trsa/task-objects_measure-correlation_dependence.zarr",
+        "dependence",
+    )
+
+
+def _write_persistence(put, rng, subjects, regions):
+    threshold = np.linspace(0, 1, 41)
+    n, r = len(subjects), len(regions)
+    pace = 4 + np.arange(r)[None, :, None] + rng.random((1, r, n))
+    components = 1 + 59 * np.exp(-pace * threshold[:, None, None])
+    loops = 12 * np.exp(-(((threshold[:, None, None] - 0.2 - 1 / pace) / 0.12) ** 2))
+    distance = np.abs(np.arange(r)[:, None] - np.arange(r)) * np.array([1.0, 0.2])[:, None, None]
+    summaries = {
+        key: (("dimension", "region", "subject"), 1 + rng.random((2, r, n)))
+        for key in ("total_persistence", "longest", "entropy", "n_bars")
+    }
+    put(
+        "persistence",
+        xr.Dataset(
+            {
+                "betti": (
+                    ("dimension", "threshold", "region", "subject"),
+                    np.stack([components, loops]),
+                ),
+                **summaries,
+                "distance": (("dimension", "region", "other"), distance),
+                "accuracy": ("dimension", np.array([0.5, 0.3])),
+                "accuracy_low": ("dimension", np.array([0.3, 0.1])),
+                "accuracy_high": ("dimension", np.array([0.7, 0.5])),
+                "p": ("dimension", np.array([0.001, 0.04])),
+                "p_corrected": ("dimension", np.array([0.002, 0.06])),
+                "ratio": ("dimension", np.array([0.8, 0.95])),
+            },
+            coords={"dimension": np.array(["H0", "H1"], object), "threshold": threshold}
+            | {"region": regions, "other": regions, "subject": subjects},
+            attrs={"filtration": "rank", "distance": "wasserstein", "measure": "correlation"}
+            | {"task": "objects", "chance": 1 / r, "flag": "", "interval_level": 0.95},
+        ),
+        "trsa/task-objects_measure-correlation_persistence.zarr",
+        "persistence",
+    )
+
+
+def layer_identification(n_layers: int = 9, n_seeds: int = 10) -> xr.Dataset:
+    """Layer identification of one network whose accuracy falls with the noise."""
+    rng = np.random.default_rng(1)
+    noise = np.array([0.0, 0.1, 0.2, 0.3, 0.4])
+    steps = np.round(np.arange(0, 1.001, 0.1), 3)
+    cells = list(combinations(steps, 2))
+    names = ["rdm", "rank_rdm", "unit_rdm", "rgdm(0.00,0.80)", "rgtm(nested)"]
+    names += [f"rgtm({low:.2f},{high:.2f})" for low, high in cells]
+    lower = np.array([np.nan] * 3 + [0.0, np.nan] + [low for low, _ in cells])
+    upper = np.array([np.nan] * 3 + [0.8, np.nan] + [high for _, high in cells])
+    ability = np.r_[0.9, 0.95, 0.92, 0.7, 0.96, 0.6 + 0.35 * (upper[5:] - lower[5:])]
+    accuracy = np.clip(
+        ability[None] - noise[:, None] * (1 + 0.6 * (np.array(names) == "rdm")), 0.15, 1
+    )
+    shape = accuracy.shape
+    confusion = np.zeros((*shape, n_layers, n_layers), np.int32)
+    cases = rng.random((*shape, n_layers, n_seeds)) < accuracy[..., None, None]
+    hits = cases.sum(-1)
+    layers = np.arange(n_layers)
+    confusion[..., layers, layers] = hits
+    confusion[..., layers, (layers + 1) % n_layers] += n_seeds - hits
+    text = np.array([f"layer{n}" for n in range(1, n_layers + 1)], dtype=object)
+    dataset = xr.Dataset(
+        {
+            "accuracy": (("noise", "statistic"), accuracy),
+            "accuracy_low": (("noise", "statistic"), accuracy - 0.06),
+            "accuracy_high": (("noise", "statistic"), np.minimum(accuracy + 0.06, 1)),
+            "p": (("noise", "statistic"), np.full(shape, 0.001)),
+            "p_corrected": (("noise", "statistic"), np.full(shape, 0.001)),
+            "gain": (("noise", "statistic"), accuracy - accuracy[:, [1]]),
+            "ratio": (("noise", "statistic"), np.full(shape, 0.7)),
+            **_rates(confusion, ("noise", "statistic", "layer")),
+            "confusion": (("noise", "statistic", "layer", "predicted"), confusion),
+            "family": ("statistic", _families(lower, upper)),
+            "lower": ("statistic", lower),
+            "upper": ("statistic", upper),
+            "draws": ("noise", np.array([1, 20, 20, 20, 20], np.int32)),
+        },
+        coords={"noise": noise, "statistic": np.array(names, object), "layer": text}
+        | {"predicted": text, "seed": np.array([f"net{n}" for n in range(n_seeds)], object)},
+        attrs={"network": "net", "scale": "rank", "threshold": "quantile", "pool": "rdm"}
+        | {"geodesic": "twostep", "chance": 1 / n_layers, "measure": "correlation", "flag": ""}
+        | {"flags": [], "layers_left_out": {}, "interval_level": 0.95},
+    )
+    return _complete(dataset, "layer_identification")

@@ -33,15 +33,21 @@ def _helpers():
 
 
 files_of = _helpers()
-OPTIONS = files_of.default_options() | {"slices": 3, "max_regions_shown": 3}
+OPTIONS = files_of.default_options() | {"slices": 3, "max_regions_shown": 3, "surface": False}
 NOTHING = dict.fromkeys(
     [
         "scores",
+        "partition",
         "identification",
         "topology",
+        "layers",
+        "dependence",
+        "persistence",
         "encoding_summary",
         "searchlight",
+        "searchlight_surface",
         "rdms",
+        "model_rdms",
         "encoding",
         "betas",
         "confounds",
@@ -65,7 +71,11 @@ STUDY_SECTIONS = [
     "sample",
     "rdms",
     "models",
+    "partition",
     "topology",
+    "dependence",
+    "persistence",
+    "layers",
     "encoding",
     "searchlight",
     "notes",
@@ -131,6 +141,7 @@ def _subject(files, out: Path, **changes) -> Path:
         "region_labels": files.of("region_labels", label),
         "rdms": files.of("rdms_correlation", label) + files.of("rdms_crossnobis", label),
         "searchlight": files.of("searchlight", label),
+        "searchlight_surface": files.of("searchlight_surface", label),
         "encoding": files.of("encoding", label),
         "stimuli": files.stimuli,
         "code": "0123456789abcdef",
@@ -148,10 +159,16 @@ def _study(files, out: Path, **changes) -> Path:
         "config": {"glm": {"hrf": "spm"}, "preprocess": {"spaces": ["MNI152NLin2009aSym"]}},
         "excluded": EXCLUDED,
         "scores": files.of("scores"),
+        "partition": files.of("partition"),
         "identification": files.of("identification"),
         "topology": files.of("topology"),
+        "layers": files.of("layers"),
+        "dependence": files.of("dependence"),
+        "persistence": files.of("persistence"),
         "encoding_summary": files.of("encoding_summary"),
         "searchlight": files.of("searchlight_group"),
+        "searchlight_surface": files.of("searchlight_surface_group"),
+        "model_rdms": files.of("model_rdms"),
         "rdms": files.of("rdms_correlation") + files.of("rdms_crossnobis"),
         "encoding": files.of("encoding"),
         "betas": files.of("betas"),
@@ -234,17 +251,27 @@ def test_pages_are_of_modest_size(page):
     assert len(page.source) < 8e6
 
 
-def test_same_inputs_give_the_same_bytes(files, subject_page, study_page, tmp_path):
-    again = _subject(files, tmp_path / "sub-01.html")
-    assert again.read_text(encoding="utf-8") == subject_page.source
-    again = _study(files, tmp_path / "study.html")
-    assert again.read_text(encoding="utf-8") == study_page.source
+def test_same_inputs_give_the_same_bytes(files, tmp_path):
+    kinds = ("partition", "persistence", "layers")
+    study = {kind: files.of(kind) for kind in kinds} | {"rdms": files.of("rdms_correlation")}
+    study |= {"scores": files.of("scores")[:1], "searchlight": files.of("searchlight_group")}
+    subject = dict.fromkeys(["regions", "region_labels", "searchlight_surface", "encoding"], ())
+    pages = [
+        (
+            _subject(files, tmp_path / again / "sub-01.html", **subject),
+            _study(files, tmp_path / again / "study.html", **(NOTHING | study)),
+        )
+        for again in ("first", "second")
+    ]
+    for first, second in zip(*pages):
+        assert first.read_bytes() == second.read_bytes()
 
 
 def test_findings_are_the_numbers_of_the_stores(files, study_page):
     summary = json.loads((files.root / "report" / "study_summary.json").read_text())
-    geometry, identification, encoding = summary["findings"]
-    assert [f["name"] for f in summary["findings"]] == ["rsa", "identification", "encoding"]
+    geometry, identification, encoding, layers = summary["findings"]
+    names = [finding["name"] for finding in summary["findings"]]
+    assert names == ["rsa", "identification", "encoding", "layers"]
     text = study_page.section("findings")
 
     scores = store.open(files.of("scores")[0], "scores").load()
@@ -280,6 +307,12 @@ def test_findings_are_the_numbers_of_the_stores(files, study_page):
     )
     assert f"{number(100 * nested['accuracy'].item(), 0)}%" in identification["text"]
     assert identification["text"] in text
+
+    dataset = store.open(files.of("layers")[0], "layer_identification").load()
+    nested = dataset.sel(statistic="rgtm(nested)")["accuracy"].values
+    assert layers["values"]["statistics"]["rgtm(nested)"]["accuracy"] == pytest.approx(nested)
+    assert f"{number(100 * nested[-1], 0)}%" in layers["text"]
+    assert layers["text"] in text
 
 
 def test_excluded_subjects_and_their_reasons(files, study_page):
@@ -346,7 +379,11 @@ def test_responses_made_elsewhere_come_without_design_and_fit(files, tmp_path):
     path = tmp_path / "sub-01_task-objects_betas.zarr"
     store.write(dataset, path, spec="betas")
     nothing = dict.fromkeys(
-        ["figures", "confounds", "regions", "region_labels", "rdms", "searchlight"], ()
+        [
+            *("figures", "confounds", "regions", "region_labels", "rdms"),
+            *("searchlight", "searchlight_surface"),
+        ],
+        (),
     )
     page = Page(
         _subject(files, tmp_path / "a.html", entry="betas", betas=[path], encoding=(), **nothing)
@@ -380,38 +417,70 @@ def test_absent_stages_are_explained_without_empty_figures(files, tmp_path):
             "region_labels",
             "rdms",
             "searchlight",
+            "searchlight_surface",
             "encoding",
         ],
         (),
     )
-    page = Page(_subject(files, tmp_path / "a.html", entry="rdms", **nothing))
-    assert page.anchors == SUBJECT_SECTIONS
-    assert not page.images
-    for anchor in ("preprocessing", "motion", "design", "responses", "encoding"):
-        assert "starts from dissimilarity matrices made elsewhere" in page.section(anchor)
+    left = {"rdms": files.of("rdms_correlation", "01")}
+    page = Page(_subject(files, tmp_path / "a.html", entry="rdms", **(nothing | left)))
+    assert page.anchors == ["rdms", "notes", "provenance"]
+    assert len(page.images) == 1
+    notes = page.section("notes")
+    assert notes.count("starts from dissimilarity matrices made elsewhere") == 1
+    assert "Design, Responses, Regions, Searchlight and Encoding models" in notes
     left = {"confounds": files.of("confounds", "01")}
     page = Page(_subject(files, tmp_path / "b.html", entry="derivatives", **(nothing | left)))
-    assert "preprocessed BIDS derivatives" in page.section("preprocessing")
+    assert page.anchors == ["motion", "notes", "provenance"]
+    assert "preprocessed BIDS derivatives" in page.section("notes")
     assert page.images
 
 
 def test_study_from_rdms_only(files, tmp_path):
-    absent = "identification topology encoding_summary searchlight encoding betas confounds"
+    given = {
+        "scores": files.of("scores")[:1],
+        "rdms": files.of("rdms_correlation"),
+        "model_rdms": files.of("model_rdms"),
+    }
     out = _study(
         files,
         tmp_path / "study.html",
         entry="rdms",
         stimuli={},
         excluded={},
-        **dict.fromkeys(absent.split(), ()),
+        **(NOTHING | given),
     )
     page = Page(out)
-    assert page.anchors == STUDY_SECTIONS
-    assert "made elsewhere" in page.section("encoding")
+    assert page.anchors == [
+        *("findings", "sample", "rdms", "models", "notes", "methods", "references", "provenance"),
+    ]
+    notes = page.section("notes")
+    assert "Encoding models and Searchlight" in notes
+    assert notes.count("made elsewhere") == 1
     assert "No subject was excluded" in page.section("sample")
-    assert "names no image files" in page.section("notes")
+    assert "names no image files" in notes
+    # Nothing topological was computed, so there is no methods text on it.
+    assert "opolog" not in page.section("methods")
+    assert page.source.count("<li>\n<h3>") == 1
     findings = json.loads((tmp_path / "study_summary.json").read_text())["findings"]
     assert [finding["available"] for finding in findings] == [True, False, False]
+
+
+def test_study_of_layers_only(files, tmp_path):
+    """A study of stimuli and networks without subjects has a report of its layers alone."""
+    given = {"layers": files.of("layers")}
+    out = _study(files, tmp_path / "study.html", subjects=[], excluded={}, **(NOTHING | given))
+    page = Page(out)
+    assert page.anchors == [
+        *("findings", "layers", "notes", "methods", "references", "provenance"),
+    ]
+    text = page.section("findings")
+    assert "rgtm(nested) identifies 96%" in text
+    assert "RSA" not in text
+    assert "Subjects" not in page.text
+    assert "Layer identification against noise" in page.section("layers")
+    assert "Lin B" in page.section("references")
+    assert "Not part of this report" not in page.section("notes")
 
 
 def test_study_with_nothing_at_all_still_says_so(files, tmp_path):
@@ -424,7 +493,8 @@ def test_study_with_nothing_at_all_still_says_so(files, tmp_path):
         config={},
     )
     page = Page(out)
-    assert page.anchors == STUDY_SECTIONS
+    assert page.anchors == ["findings", "notes", "methods", "references", "provenance"]
+    assert "No analysis of this run has a finding yet" in page.section("findings")
     assert not page.images
 
 
@@ -464,7 +534,7 @@ def test_one_subject_gets_no_made_up_intervals_and_no_identification(files, tmp_
     text = page.section("findings")
     assert "no interval" in text
     assert "no p-value with 1 subject" in text
-    assert "Regions were not identified: needs at least 2 subjects, has 1." in text
+    assert "Regions identified" not in text
     assert "needs at least 2 subjects, has 1" in page.section("notes")
     assert "Regions were not identified" in page.section("topology")
     assert "the maps describe and do not test" in page.section("searchlight")
@@ -477,21 +547,31 @@ def test_options_change_the_page(files, study_page, tmp_path):
     options = OPTIONS | {
         "title": "A study of <shapes> & forms",
         "thumbnails": False,
-        "surface": False,
         "max_regions_shown": 2,
         "slices": 3,
         "encoding_threshold": 0.99,
         "searchlight_threshold": 0.98,
     }
-    page = Page(_study(files, tmp_path / "study.html", options=options))
+    given = {kind: files.of(kind) for kind in ("scores", "encoding")}
+    given |= {"searchlight": files.of("searchlight_group"), "rdms": files.of("rdms_correlation")}
+    page = Page(_study(files, tmp_path / "study.html", options=options, **(NOTHING | given)))
     assert "<h1>A study of &lt;shapes&gt; &amp; forms</h1>" in page.source
     assert "first 2 of 6 regions" in page.section("models")
     assert "display threshold of 0.99" in page.section("encoding")
     assert "display threshold of 0.98" in page.section("searchlight")
-    assert "fsaverage5" in study_page.section("encoding")
     assert "fsaverage5" not in page.section("encoding")
     assert "Images along the axes" in study_page.section("rdms")
     assert "Images along the axes" not in page.section("rdms")
+
+
+def test_surface_option_draws_the_voxels_on_fsaverage(files, tmp_path):
+    given = {"encoding": [path for path in files.of("encoding") if "model-pixels" in path.name]}
+    out = _study(
+        files, tmp_path / "study.html", options=OPTIONS | {"surface": True}, **(NOTHING | given)
+    )
+    page = Page(out)
+    assert "inflated surface" in page.section("encoding")
+    assert len(page.images) == 2
 
 
 def test_subject_space_has_no_group_map(files, tmp_path):

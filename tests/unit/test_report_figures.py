@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from itertools import pairwise
 
 import nibabel as nib
 import numpy as np
@@ -12,16 +13,27 @@ from PIL import Image
 from scipy.spatial.distance import pdist, squareform
 from scipy.stats import ortho_group, percentileofscore
 
+from isocortex.errors import InputError
 from isocortex.report.brain import Backdrop, Grid, mosaic, project, slice_positions
-from isocortex.report.drawing import predictor_colours, read_thumbnails, report_style
+from isocortex.report.drawing import (
+    file_uri,
+    new_figure,
+    predictor_colours,
+    read_thumbnails,
+    report_style,
+)
 from isocortex.report.matrices import (
+    _outline,
     align,
     classical_mds,
+    metric_mds,
+    order_by_similarity,
     order_stimuli,
     percentiles,
     rdm_figure,
     square,
 )
+from isocortex.report.study_geometry import reorder
 
 
 def test_classical_mds_recovers_points_in_the_plane():
@@ -198,3 +210,72 @@ def test_layers_of_a_model_get_different_colours():
     colours = predictor_colours(names)
     assert list(colours) == names
     assert len(set(colours.values())) == len(names)
+
+
+def test_metric_mds_recovers_points_in_the_plane():
+    points = np.random.default_rng(4).standard_normal((12, 2))
+    distances = squareform(pdist(points))
+    found, stress = metric_mds(distances)
+    assert stress < 1e-3
+    np.testing.assert_allclose(pdist(found), pdist(points), atol=1e-2)
+    first, second = align([points, found])
+    np.testing.assert_allclose(first, second, atol=1e-2)
+
+
+def test_metric_mds_has_less_stress_than_classical_scaling():
+    from scipy.optimize import minimize_scalar
+
+    matrix = squareform(np.random.default_rng(5).gamma(4, 0.2, 190))
+    found, stress = metric_mds(matrix)
+    target, distances = squareform(matrix), pdist(found)
+    expected = np.sqrt(np.sum((distances - target) ** 2) / np.sum(distances**2))
+    assert stress == pytest.approx(expected, rel=1e-3)
+    classical = pdist(classical_mds(matrix**2)[0])
+    best = minimize_scalar(lambda gain: np.sum((gain * classical - target) ** 2)).fun
+    assert np.sum((distances - target) ** 2) < best
+    negative = matrix.copy()
+    negative[0, 1] = negative[1, 0] = -0.3
+    assert np.isfinite(metric_mds(negative)[0]).all()
+
+
+def test_stimuli_without_categories_are_ordered_by_similarity():
+    rng = np.random.default_rng(6)
+    group = rng.permutation(np.repeat([0, 1, 2], 5))
+    matrix = (group[:, None] != group).astype(float) + squareform(0.1 * rng.random(105))
+    order = order_stimuli([f"{chr(97 + k)}" for k in range(15)])
+    matrix[2, 3] = matrix[3, 2] = np.nan
+    ordered = order_by_similarity(order, matrix)
+    assert sorted(ordered.names) == sorted(order.names)
+    place = {name: position for position, name in enumerate(order.names)}
+    runs = [group[place[name]] for name in ordered.names]
+    assert sum(a != b for a, b in pairwise(runs)) == 2
+    moved = reorder(matrix, order, ordered)
+    assert moved[0, 1] == matrix[place[ordered.names[0]], place[ordered.names[1]]]
+    few = order_stimuli(["a", "b", "c"])
+    assert order_by_similarity(few, np.zeros((3, 3))) is few
+
+
+def test_pictures_are_webp_and_close_to_what_was_drawn(tmp_path):
+    rng = np.random.default_rng(7)
+    smooth = np.add.outer(np.linspace(0, 120, 90), np.linspace(0, 120, 120))
+    noisy = np.clip(smooth + rng.normal(0, 6, smooth.shape), 0, 255).astype(np.uint8)
+    Image.fromarray(noisy).save(tmp_path / "noisy.png")
+    uri = file_uri(tmp_path / "noisy.png")
+    assert uri.startswith("data:image/webp;base64,")
+    assert len(uri) < (tmp_path / "noisy.png").stat().st_size
+    assert np.abs(_pixels(uri)[..., 0] - noisy).mean() < 4
+    flat = np.zeros((60, 60, 3), np.uint8)
+    flat[20:40, 20:40] = (200, 30, 90)
+    Image.fromarray(flat).save(tmp_path / "flat.png")
+    np.testing.assert_array_equal(_pixels(file_uri(tmp_path / "flat.png")), flat)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"broken\.png cannot be read"):
+        file_uri(tmp_path / "broken.png")
+
+
+def test_families_are_outlined_where_they_meet():
+    axes = new_figure(2, 2).add_subplot()
+    _outline(axes, np.array([[0, 0], [0, 1]]))
+    (lines, _) = axes.collections
+    # Eight sides of the square, and the two between the families.
+    assert len(lines.get_segments()) == 10

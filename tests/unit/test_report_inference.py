@@ -10,9 +10,22 @@ import pytest
 import xarray as xr
 
 from isocortex import store
-from isocortex.report.study_findings import headline_statistic, identification_finding
+from isocortex.report import study_models
+from isocortex.report.brain import Vertices
+from isocortex.report.methods import methods_blocks
+from isocortex.report.model_tests import choose_predictors, model_tests
+from isocortex.report.page import number
+from isocortex.report.study import KINDS
+from isocortex.report.study_encoding import encoding_section
+from isocortex.report.study_findings import (
+    headline_statistic,
+    identification_finding,
+    views_table,
+)
 from isocortex.report.study_flags import flags_section
-from isocortex.report.study_models import encoding_section, models_section
+from isocortex.report.study_geometry import best_layers
+from isocortex.report.study_models import models_section
+from isocortex.report.study_searchlight import searchlight_section
 from isocortex.report.study_topology import topology_section
 
 
@@ -94,16 +107,14 @@ def test_a_stand_in_for_the_nested_statistic_is_said():
 
 
 def test_intervals_have_the_level_of_their_store(files, choices):
-    encoding = _text(encoding_section([_opened(files, "encoding_summary")], (), choices, "bids"))
+    encoding = _text(encoding_section([_opened(files, "encoding_summary")], (), choices))
     assert "80% interval" in encoding
     topology = _text(
-        topology_section(
-            [_opened(files, "identification")], [_opened(files, "topology")], choices, "bids"
-        )
+        topology_section([_opened(files, "identification")], [_opened(files, "topology")])
     )
     assert topology.count("90% interval") >= 2
     assert "bootstrap over subjects and stimuli" in topology
-    models = _text(models_section([_opened(files, "scores")], choices, "bids"))
+    models = _text(models_section([_opened(files, "scores")], choices))
     assert "95% interval (bootstrap over subjects and stimuli, 1000 samples)" in models
     assert "95%" not in encoding + topology
 
@@ -113,31 +124,154 @@ def test_two_subjects_without_intervals_claim_none(files, choices):
     for name in ("accuracy_low", "accuracy_high"):
         dataset[name] = xr.full_like(dataset[name], np.nan)
     assert "interval" not in identification_finding([dataset], "bids").detail
-    text = _text(topology_section([dataset], [], choices, "bids"))
+    text = _text(topology_section([dataset], []))
     assert "no intervals, which 3 subjects cannot give" in text
     assert "bootstrap over" not in text
 
 
 def test_p_values_that_were_not_corrected_are_not_called_corrected(files, choices):
     dataset = _opened(files, "scores")
-    assert "'p, corrected'" in _text(models_section([dataset], choices, "bids"))
+    dataset["p_corrected"] = xr.full_like(dataset["p_corrected"], 0.03)
+    assert "'p, corrected'" in _text(models_section([dataset], choices))
     dataset.attrs["correction"] = "none"
-    text = _text(models_section([dataset], choices, "bids"))
+    text = _text(models_section([dataset], choices))
     assert "p, not corrected" in text
     assert "p, corrected" not in text
+    dataset["p_fwe"] = xr.full_like(dataset["p_fwe"], 0.04)
+    assert "'p FWE'" in _text(models_section([dataset], choices))
+
+
+def _tested(files):
+    """A scores store with the tests of enough subjects."""
+    dataset = _opened(files, "scores")
+    tests = report.files_of._score_tests(dataset["mean"].values, few=False)
+    return dataset.assign(tests)
+
+
+def test_tests_between_predictors_are_those_of_the_store(files, choices):
+    dataset = _tested(files)
+    tests = model_tests(dataset)
+    wins = tests.wins(0)
+    mean = dataset["mean"].values[0, :, 0]
+    assert wins.any()
+    assert np.array_equal(wins, mean[:, None] - mean > 0.2)
+    text = _text(models_section([dataset], choices))
+    assert "two-sided, corrected by Holm's method over the pairs of a region" in text
+    second = np.argsort(-mean)[1]
+    name = dataset["predictor"].values[second]
+    assert f"{name} ({number(mean[second])}; p = 0.400)" in text
+    dataset["difference_p_fwe"][:] = 0.0004
+    dataset.attrs["correction"] = "fdr"
+    assert not np.isin(model_tests(dataset).difference_p, 0.0004).any()
+    dataset.attrs["correction"] = "holm"
+    assert f"{name} ({number(mean[second])}; p < 0.001)" in _text(
+        models_section([dataset], choices)
+    )
+    findings = _text(views_table({"scores": [dataset], "topology": [], "encoding_summary": []}))
+    assert not findings
+    views = views_table(
+        {"scores": [dataset], "topology": [_opened(files, "topology")], "encoding_summary": []}
+    )
+    assert views[0].rows[0][-1] == "< 0.001"
+    assert "is not tested here" not in views[0].caption
+
+
+def test_a_score_over_the_ceiling_is_not_called_below_it(files, choices, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(study_models, "bars_figure", lambda panels, label: drawn.extend(panels))
+    dataset = _tested(files)
+    dataset["p_ceiling"] = xr.full_like(dataset["p_ceiling"], 0.001)
+    dataset["mean"][:, 1] = 0.9
+    models_section([dataset], choices)
+    assert all(panel.below_ceiling[1] is False for panel in drawn)
+    assert all(panel.below_ceiling[7] is True for panel in drawn)
+
+
+def test_many_predictors_are_drawn_by_the_best_of_each_model():
+    mean = np.array([0.1, 0.4, np.nan, 0.3, 0.2, 0.25])
+    models = ["a", "a", "a", "b", "b", "a"]
+    kind = ["fixed"] * 5 + ["weighted"]
+    assert choose_predictors(mean, models, kind, most=6) == [0, 1, 3, 4, 5]
+    assert choose_predictors(mean, models, kind, most=4) == [1, 3, 5]
+    assert choose_predictors(mean, models, kind, most=2) == [1, 3]
+
+
+def test_fitted_models_have_no_rdm_of_their_own(files):
+    dataset = _opened(files, "scores")
+    kind = np.array(["fixed"] * dataset.sizes["predictor"], dtype=object)
+    kind[0] = "weighted"
+    dataset["kind"] = ("predictor", kind)
+    found = best_layers([dataset], "objects", "correlation", ["V1", "V2"])
+    assert "convnet/layer1" not in found
+    assert sorted(region for regions in found.values() for region in regions) == ["V1", "V2"]
+    assert best_layers([dataset], "objects", "crossnobis", ["V1"]) == {}
+
+
+@pytest.mark.parametrize(("has_tfce", "test"), [(True, "p_tfce"), (False, "p_corrected")])
+def test_searchlight_maps_are_thresholded_by_the_test_that_there_is(files, choices, has_tfce, test):
+    dataset = _opened(files, "searchlight_group")
+    mean = dataset["mean"].values
+    tests = report.files_of._searchlight_tests(mean, "voxel", False)
+    dataset = dataset.assign(tests)
+    if not has_tfce:
+        dataset = dataset.drop_vars("p_tfce")
+    n = int((tests[test][1] < 0.05).any(axis=0).sum())
+    text = _text(searchlight_section([dataset], [], choices))
+    assert f"{n:,} of {mean.shape[1]:,} voxels are above 0 (p < 0.05 by" in text
+    assert ("threshold-free" in text) == has_tfce
+    assert "no threshold" in text
+    assert "display threshold" not in text
+
+
+def test_surface_maps_put_values_on_their_vertices(files):
+    dataset = _opened(files, "searchlight_surface_group").isel(vertex=slice(None, None, 7))
+    vertices = Vertices.of(dataset)
+    values = np.arange(dataset.sizes["vertex"], dtype=float)
+    textures = vertices.textures(values)
+    for side in ("left", "right"):
+        here = dataset["hemisphere"].values == side
+        index = dataset["index"].values[here]
+        np.testing.assert_array_equal(textures[side][index], values[here])
+        assert np.isfinite(textures[side]).sum() == here.sum()
+
+
+def test_methods_name_the_tests_that_were_made(files):
+    none = dict.fromkeys(KINDS, ())
+    group = _opened(files, "searchlight_group")
+    tested = group.assign(report.files_of._searchlight_tests(group["mean"].values, "voxel", False))
+
+    def written(**opened):
+        blocks, references = methods_blocks(
+            entry="betas", config={}, versions={}, opened=none | opened, surface=False
+        )
+        return _text(blocks), {reference.key for reference in references.items}
+
+    text, cited = written(searchlight=[group], scores=[_opened(files, "scores")])
+    assert "flipping" not in text
+    assert not {"tfce", "signflip", "wings", "trsa", "persistence"} & cited
+    text, cited = written(searchlight=[tested], scores=[_tested(files)])
+    assert {"tfce", "signflip", "wings", "holm", "ceiling", "inference"} <= cited
+    assert "against each other" in text
+    kinds = {"partition": {"partition"}, "dependence": {"agtic", "dcor"}}
+    kinds |= {"persistence": {"persistence", "gudhi"}}
+    for kind, keys in kinds.items():
+        assert keys <= written(**{kind: [_opened(files, kind)]})[1]
+    empty = _opened(files, "identification")
+    empty["accuracy"] = xr.full_like(empty["accuracy"], np.nan)
+    assert "opolog" not in written(identification=[empty])[0]
 
 
 def test_scores_without_a_bootstrap_claim_no_intervals(files, choices):
     dataset = _opened(files, "scores")
     dataset.attrs["bootstrap"] = "none"
-    text = _text(models_section([dataset], choices, "bids"))
+    text = _text(models_section([dataset], choices))
     assert "no intervals, because" in text
     assert "samples" not in text
 
 
 def test_subjects_without_a_ceiling_are_named(files, choices):
     dataset = _opened(files, "encoding_summary")
-    text = _text(encoding_section([dataset], (), choices, "bids"))
+    text = _text(encoding_section([dataset], (), choices))
     assert "at least 10% of the single-trial variance" in text
     assert "of subject 02 every voxel counts" in text
     empty = dict.fromkeys(

@@ -18,6 +18,7 @@ IMPORT_NAMES = {
     "antspyx": "ants",
     "jinja2": "jinja2",
     "scikit-image": "skimage",
+    "scikit-learn": "sklearn",
 }
 
 

@@ -19,6 +19,9 @@ from isocortex.errors import InputError
 from isocortex.report.drawing import INK, new_figure, raster_uri
 
 SURFACE_VIEWS = ("lateral", "medial", "ventral")
+PACKAGED_MESH = "fsaverage5"
+"""The mesh that nilearn brings along; others would have to be downloaded."""
+FSAVERAGE5_VERTICES = 10242
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,43 @@ class Grid:
         """Put one value per voxel into a volume, NaN elsewhere."""
         out = np.full(self.shape, np.nan, dtype=np.float32)
         out[tuple(self.indices)] = values
+        return out
+
+
+@dataclass(frozen=True)
+class Vertices:
+    """Where the vertices of a store lie.
+
+    Parameters
+    ----------
+    mesh
+        Name of the mesh, for example "fsaverage5".
+    hemisphere
+        "left" or "right" by vertex.
+    index
+        Number of the vertex in its hemisphere.
+    """
+
+    mesh: str
+    hemisphere: np.ndarray
+    index: np.ndarray
+
+    @classmethod
+    def of(cls, dataset: xr.Dataset) -> Vertices:
+        """Read the vertices of a store on a surface."""
+        return cls(
+            str(dataset.attrs["mesh"]),
+            np.asarray(dataset["hemisphere"].values).astype(str),
+            np.asarray(dataset["index"].values, dtype=int),
+        )
+
+    def textures(self, values: np.ndarray) -> dict[str, np.ndarray]:
+        """Put one value per vertex on fsaverage5, shape (10242,) a hemisphere, NaN elsewhere."""
+        out = {}
+        for side in ("left", "right"):
+            here = self.hemisphere == side
+            out[side] = np.full(FSAVERAGE5_VERTICES, np.nan, dtype=np.float32)
+            out[side][self.index[here]] = values[here]
         return out
 
 
@@ -289,7 +329,7 @@ def project(grid: Grid, values: np.ndarray, *, categories: bool) -> dict[str, np
     dict
         Vertex values of the "left" and "right" hemisphere, shape (10242,), NaN where empty.
     """
-    mesh = datasets.fetch_surf_fsaverage("fsaverage5")
+    mesh = datasets.fetch_surf_fsaverage(PACKAGED_MESH)
     inside = np.isfinite(values)
     if categories:
         image = nib.Nifti1Image(
@@ -330,8 +370,7 @@ def project(grid: Grid, values: np.ndarray, *, categories: bool) -> dict[str, np
 
 
 def surface_views(
-    grid: Grid,
-    values: np.ndarray,
+    textures: Mapping[str, np.ndarray],
     *,
     label: str,
     cmap: str = "viridis",
@@ -342,7 +381,9 @@ def surface_views(
 
     Parameters
     ----------
-    grid, values, label, cmap, limits, colours
+    textures
+        Values of the "left" and "right" hemisphere's vertices, NaN where empty.
+    label, cmap, limits, colours
         As for `mosaic`.
 
     Returns
@@ -350,8 +391,7 @@ def surface_views(
     str
         WebP data URI.
     """
-    mesh = datasets.fetch_surf_fsaverage("fsaverage5")
-    textures = project(grid, values, categories=colours is not None)
+    mesh = datasets.fetch_surf_fsaverage(PACKAGED_MESH)
     if colours is not None:
         limits = (-0.5, len(colours) - 0.5)
         palette: Any = ListedColormap(list(colours.values()))

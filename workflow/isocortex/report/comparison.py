@@ -23,12 +23,21 @@ from isocortex.report.page import interval, number, p_value
 
 def comparison_name(name: str) -> str:
     """Name of a comparison of RDMs in words."""
+    name, _, transform = name.partition(":")
     known = {
-        "pearson": "Pearson correlation of RDMs",
-        "spearman": "Spearman correlation of RDMs",
-        "corr_cov": "whitened correlation of RDMs",
+        "pearson": "Pearson correlation",
+        "spearman": "Spearman correlation",
+        "corr_cov": "whitened correlation",
+        "cosine": "cosine similarity",
+        "cosine_cov": "whitened cosine similarity",
+        "rho_a": "rank correlation rho-a",
+        "tau_a": "rank correlation tau-a",
+        "tau_b": "rank correlation tau-b",
+        "bures": "Bures similarity",
+        "riemann": "negative Riemannian distance",
     }
-    return known.get(name, f"{name.replace('_', ' ')} of RDMs")
+    of = f"{transform} of RDMs" if transform else "RDMs"
+    return f"{known.get(name, name.replace('_', ' '))} of {of}"
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,17 @@ class Scores:
             numbers["ceiling"] = [float(self.ceiling_low[column]), float(self.ceiling_high[column])]
         return numbers
 
+    def regions_with_scores(self) -> list[str]:
+        """Regions where at least one predictor has a score."""
+        known = np.isfinite(self.mean).any(axis=0)
+        return [region for region, has in zip(self.regions, known) if has]
+
+    def runner_up(self, column: int) -> int | None:
+        """Index of a region's second highest predictor, None where there is no other."""
+        known = np.flatnonzero(np.isfinite(self.mean[:, column]))
+        others = [int(row) for row in known if self.predictors[row] != self.best[column]]
+        return max(others, key=lambda row: self.mean[row, column]) if others else None
+
     def best_rows(self) -> list[list[str]]:
         """Table rows: region, best predictor, score, interval, ceiling, p, runner-up."""
         rows = []
@@ -95,10 +115,8 @@ class Scores:
                     f"{number(self.ceiling_low[column])} – {number(self.ceiling_high[column])}"
                 )
             cells.append(p_value(self.p[row, column]))
-            others = [index for index in range(len(self.predictors)) if index != row]
-            others = [index for index in others if np.isfinite(self.mean[index, column])]
-            if others:
-                second = max(others, key=lambda index: self.mean[index, column])
+            second = self.runner_up(column)
+            if second is not None:
                 cells.append(f"{self.predictors[second]} ({number(self.mean[second, column])})")
             else:
                 cells.append("none")

@@ -2,52 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import xarray as xr
 
 from isocortex import store
-from isocortex.report.brain import Grid, backdrop, mosaic, surface_views
+from isocortex.report.brain import Grid, Vertices, backdrop, mosaic, project, surface_views
 from isocortex.report.drawing import predictor_colours
 from isocortex.report.page import Note, Picture, number
 
 
 @dataclass(frozen=True)
 class LayerMaps:
-    """Scores of layers at voxels, of one subject or averaged over several.
+    """Scores of layers at voxels or vertices, of one subject or averaged over several.
 
     Parameters
     ----------
     grid
-        Where the voxels are.
+        Where the voxels, or the vertices, are.
     predictors
         "model/layer" of the rows.
     scores
         Shape (predictor, voxel); NaN where there is none.
     n
         Number of subjects.
+    significant
+        Where the score is significant, same shape; thresholded maps then show these only.
+    test
+        The test behind `significant`, for captions.
     """
 
-    grid: Grid
+    grid: Grid | Vertices
     predictors: list[str]
     scores: np.ndarray
     n: int
+    significant: np.ndarray | None = None
+    test: str = ""
 
     def highest(self, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-        """Highest score and the index of its predictor by voxel, NaN under the threshold."""
-        scores = np.where(np.isfinite(self.scores), self.scores, -np.inf)
-        best = scores.argmax(axis=0)
-        top = scores.max(axis=0)
-        shown = np.isfinite(top) & (top >= threshold)
-        return np.where(shown, top, np.nan), np.where(shown, best, np.nan)
+        """Highest score and the index of its predictor by voxel, NaN where none is shown.
 
-
-def subject_maps(dataset: xr.Dataset, *, predictors: Sequence[str]) -> LayerMaps:
-    """Read the scores of one store whose first dimension is given by `predictors`."""
-    return LayerMaps(Grid.of(dataset), list(predictors), np.asarray(dataset["score"].values), 1)
+        Shown are significant scores, or, without a test, those from `threshold` on.
+        """
+        shown = np.isfinite(self.scores)
+        shown &= self.scores >= threshold if self.significant is None else self.significant
+        scores = np.where(shown, self.scores, -np.inf)
+        any_shown = shown.any(axis=0)
+        return (
+            np.where(any_shown, scores.max(axis=0), np.nan),
+            np.where(any_shown, scores.argmax(axis=0), np.nan),
+        )
 
 
 def average_encoding(paths: Sequence[Path | str]) -> LayerMaps | str:
@@ -105,6 +112,7 @@ def layer_pictures(
     slices: int,
     anatomy: Mapping[str, Path | str] | None = None,
     surface: bool = False,
+    unthresholded: bool = False,
     who: str,
 ) -> list[Picture | Note]:
     """Draw the best layer and its score on the volume and, if asked for, on the surface.
@@ -112,97 +120,157 @@ def layer_pictures(
     Parameters
     ----------
     maps
-        Scores by predictor and voxel.
+        Scores by predictor and voxel or vertex.
     what
         Start of the figures' titles, for example "Encoding by convnet".
     score
         Name and unit of the score.
     threshold
-        Voxels with a lower score stay empty.
+        Voxels with a lower score stay empty, where the maps have no test.
     slices
         Slices of the mosaic.
     anatomy
         Images to draw on, by space.
     surface
-        Draw fsaverage5 views (MNI space only).
+        Draw fsaverage5 views of voxels, too (MNI space only).
+    unthresholded
+        Draw the score of the best predictor at every voxel, too.
     who
         Whose map it is, for the captions, for example "mean over 3 subjects".
     """
     top, best = maps.highest(threshold)
-    n = int(np.isfinite(top).sum())
-    total = top.size
+    n, total = int(np.isfinite(top).sum()), top.size
     limit = number(threshold)
-    if n == 0:
-        highest = float(np.nanmax(maps.scores)) if np.isfinite(maps.scores).any() else np.nan
-        return [
-            Note(
-                f"{what}: no voxel of {total:,} reaches the display threshold of {limit} "
-                f"(highest {number(highest, 3)}), so there is no map."
-            )
-        ]
-    ground = backdrop(maps.grid, anatomy)
-    every = predictor_colours(maps.predictors)
+    noun = "vertices" if isinstance(maps.grid, Vertices) else "voxels"
+    tested = maps.significant is not None
+    passed = (
+        f"{n:,} of {total:,} {noun} are above 0 ({maps.test})"
+        if tested
+        else f"{n:,} of {total:,} {noun} reach the display threshold of {limit}"
+    )
+    views = _views(maps, slices=slices, anatomy=anatomy, surface=surface)
     several = len(maps.predictors) > 1
+    every = predictor_colours(maps.predictors)
     single_model = len({name.split("/", 1)[0] for name in maps.predictors}) == 1
     names = [name.split("/", 1)[1] if single_model else name for name in maps.predictors]
     colours = {name: every[predictor] for name, predictor in zip(names, maps.predictors)}
-    limits = (threshold, max(float(np.nanpercentile(top, 99)), threshold + 1e-3))
     first = f"{who[0].upper()}{who[1:]}"
-    where = (
-        f"{first}; {n:,} of {total:,} voxels reach the display threshold of {limit}. Axial slices "
-        "in "
-        f"{maps.grid.space} space on {ground.name}, z in mm, left is left."
-    )
+    of_best = f"score of the best {'layer' if single_model else 'predictor'}"
     blocks: list[Picture | Note] = []
-    if several:
-        counts = np.bincount(best[np.isfinite(best)].astype(int), minlength=len(names))
-        most = names[int(counts.argmax())]
+    if n == 0:
+        highest = float(np.nanmax(maps.scores)) if np.isfinite(maps.scores).any() else np.nan
         blocks.append(
-            Picture(
-                [
-                    mosaic(
-                        maps.grid, best, ground=ground, slices=slices, label="best", colours=colours
-                    )
-                ],
-                f"Axial slices coloured by the best predictor of each voxel; {most} is the most "
-                f"frequent with {counts.max():,} of {n:,} voxels.",
-                f"{what}: best {'layer' if single_model else 'predictor'} at each voxel",
-                where,
+            Note(
+                f"{what}: no {'vertex' if noun == 'vertices' else 'voxel'} of {total:,} "
+                + (
+                    f"is above 0 ({maps.test}; "
+                    if tested
+                    else f"reaches the display threshold of {limit} ("
+                )
+                + f"highest score {number(highest, 3)}), so there is no "
+                + ("thresholded map." if unthresholded else "map.")
             )
         )
-    blocks.append(
-        Picture(
-            [mosaic(maps.grid, top, ground=ground, slices=slices, label=score, limits=limits)],
-            f"Axial slices coloured by {score}; the 99th percentile is {number(limits[1])}.",
-            f"{what}: {'score of the best predictor' if several else 'score'} at each voxel",
-            f"{score[0].upper()}{score[1:]}. {where}",
+        views_of_threshold = []
+    else:
+        views_of_threshold = views
+    for view in views_of_threshold:
+        where = f"{first}; {passed}. {view.caption}"
+        if several:
+            counts = np.bincount(best[np.isfinite(best)].astype(int), minlength=len(names))
+            most = names[int(counts.argmax())]
+            blocks.append(
+                Picture(
+                    [view.draw(best, label="best", colours=colours)],
+                    f"{view.alt} coloured by the best predictor; {most} is the most "
+                    f"frequent with {counts.max():,} of {n:,} {noun}.",
+                    f"{what}: best {'layer' if single_model else 'predictor'} {view.place}",
+                    where,
+                )
+            )
+        lowest = float(np.nanmin(top)) if tested else threshold
+        limits = (lowest, max(float(np.nanpercentile(top, 99)), lowest + 1e-3))
+        blocks.append(
+            Picture(
+                [view.draw(top, label=score, limits=limits)],
+                f"{view.alt} coloured by {score}; the 99th percentile is {number(limits[1])}.",
+                f"{what}: {of_best if several else 'score'} {view.place}",
+                f"{score[0].upper()}{score[1:]}. {where}",
+            )
         )
-    )
-    if surface and not maps.grid.is_template:
+    if unthresholded and np.isfinite(maps.scores).any():
+        whole = replace(maps, significant=np.isfinite(maps.scores)).highest(-np.inf)[0]
+        blocks += [
+            Picture(
+                [view.draw(whole, label=score)],
+                f"{view.alt} coloured by {score} without a threshold.",
+                f"{what}: {of_best if several else 'score'} {view.place}, no threshold",
+                f"{score[0].upper()}{score[1:]}. {first}; all {np.isfinite(whole).sum():,} {noun} "
+                f"with a score, colours from the 2nd to the 98th percentile. {view.caption}",
+            )
+            # Slices suffice: of voxels the surface is a second view.
+            for view in views[:1]
+        ]
+    if surface and isinstance(maps.grid, Grid) and not maps.grid.is_template and n:
         blocks.append(
             Note(f"Results are in {maps.grid.space} space, so they are not drawn on fsaverage5.")
         )
-    elif surface:
-        sampled = (
-            f"{first}; sampled between white and pial surface of fsaverage5, drawn on the inflated "
-            f"surface, voxels under {limit} left out. Dark grey: sulci."
-        )
-        if several:
-            blocks.append(
-                Picture(
-                    [surface_views(maps.grid, best, label="best", colours=colours)],
-                    "Inflated left and right hemispheres from three sides, coloured by best "
-                    "predictor.",
-                    f"{what}: best {'layer' if single_model else 'predictor'} on the surface",
-                    sampled,
-                )
-            )
-        blocks.append(
-            Picture(
-                [surface_views(maps.grid, top, label=score, limits=limits)],
-                f"Inflated left and right hemispheres from three sides, coloured by {score}.",
-                f"{what}: score on the surface",
-                sampled,
-            )
-        )
     return blocks
+
+
+@dataclass(frozen=True)
+class _View:
+    """One way to draw a map: the function and what captions say of it."""
+
+    draw: Callable[..., str]
+    place: str
+    alt: str
+    caption: str
+
+
+def _views(
+    maps: LayerMaps, *, slices: int, anatomy: Mapping[str, Path | str] | None, surface: bool
+) -> list[_View]:
+    if isinstance(maps.grid, Vertices):
+        vertices = maps.grid
+
+        def draw_vertices(values: np.ndarray, **options: Any) -> str:
+            return surface_views(vertices.textures(values), **options)
+
+        return [
+            _View(
+                draw_vertices,
+                "on the surface",
+                "Inflated left and right hemispheres from three sides",
+                "Drawn on the inflated fsaverage5 surface; dark grey: sulci.",
+            )
+        ]
+    grid = maps.grid
+    ground = backdrop(grid, anatomy)
+
+    def draw_slices(values: np.ndarray, **options: Any) -> str:
+        return mosaic(grid, values, ground=ground, slices=slices, **options)
+
+    def draw_projected(values: np.ndarray, **options: Any) -> str:
+        textures = project(grid, values, categories=options.get("colours") is not None)
+        return surface_views(textures, **options)
+
+    views = [
+        _View(
+            draw_slices,
+            "at each voxel",
+            "Axial slices",
+            f"Axial slices in {grid.space} space on {ground.name}, z in mm, left is left.",
+        )
+    ]
+    if surface and grid.is_template:
+        views.append(
+            _View(
+                draw_projected,
+                "on the surface",
+                "Inflated left and right hemispheres from three sides",
+                "The voxels' map, sampled between white and pial surface of fsaverage5, drawn on "
+                "the inflated surface. Dark grey: sulci.",
+            )
+        )
+    return views

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import withStroke
 
 from isocortex.report.drawing import (
     INK,
@@ -84,6 +87,48 @@ def order_stimuli(names: Sequence[str], given: Mapping[str, str] | None = None) 
     return StimulusOrder(tuple(names), (), "")
 
 
+FEWEST_TO_CLUSTER = 8
+"""With fewer stimuli their own order is easier to read than that of clusters."""
+
+
+def order_by_similarity(order: StimulusOrder, matrix: np.ndarray) -> StimulusOrder:
+    """Order stimuli without categories so that similar ones stand together.
+
+    Parameters
+    ----------
+    order
+        Stimuli; returned as they are where they have categories or are few.
+    matrix
+        Dissimilarities in `order`, shape (n, n); NaN pairs take the mean.
+
+    Returns
+    -------
+    StimulusOrder
+        In the order of the leaves of a hierarchical clustering (average linkage, optimal leaves up
+        to 200 stimuli).
+    """
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
+    n = len(order.names)
+    if order.categories or n < FEWEST_TO_CLUSTER:
+        return order
+    filled = _filled(matrix)
+    np.fill_diagonal(filled, 0.0)
+    # Crossnobis estimates may be negative; a shift leaves average linkage as it is.
+    condensed = squareform(filled, checks=False)
+    tree = linkage(condensed - condensed.min(), "average", optimal_ordering=n <= 200)
+    names = tuple(order.names[leaf] for leaf in leaves_list(tree))
+    return StimulusOrder(names, (), "hierarchical clustering of the regions' mean RDM")
+
+
+def _filled(matrix: np.ndarray) -> np.ndarray:
+    """Copy with the mean off the diagonal in place of NaN."""
+    out = np.array(matrix, dtype=float)
+    out[~np.isfinite(out)] = np.nanmean(out[~np.eye(len(out), dtype=bool)])
+    return out
+
+
 def _leading_word(name: str) -> str:
     found = re.match(r"([A-Za-z]+(?:[ -][A-Za-z]+)*)[_\-. ]?\d", name.rsplit("/", 1)[-1])
     return found.group(1) if found else ""
@@ -154,8 +199,7 @@ def classical_mds(dissimilarity: np.ndarray) -> tuple[np.ndarray, float]:
     share
         Share of the positive eigenvalues' sum that two dimensions carry.
     """
-    matrix = np.array(dissimilarity, dtype=float)
-    matrix[~np.isfinite(matrix)] = np.nanmean(matrix[~np.eye(len(matrix), dtype=bool)])
+    matrix = _filled(dissimilarity)
     centring = np.eye(len(matrix)) - 1 / len(matrix)
     inner = -0.5 * centring @ matrix @ centring
     values, vectors = np.linalg.eigh(inner)
@@ -167,6 +211,39 @@ def classical_mds(dissimilarity: np.ndarray) -> tuple[np.ndarray, float]:
     signs = np.sign(positions[peak, np.arange(positions.shape[1])])
     positions = positions * np.where(signs == 0, 1, signs)
     return positions, float(positive[:2].sum() / positive.sum()) if positive.sum() > 0 else 0.0
+
+
+def metric_mds(dissimilarity: np.ndarray) -> tuple[np.ndarray, float]:
+    """Place stimuli in the plane by metric scaling (SMACOF, started from classical scaling).
+
+    Parameters
+    ----------
+    dissimilarity
+        Shape (n, n), taken as distances; negative ones count as 0, NaN pairs take the mean.
+
+    Returns
+    -------
+    positions
+        Shape (n, 2).
+    stress
+        Kruskal's stress-1: 0 where distances in the plane equal the dissimilarities.
+    """
+    from sklearn.manifold import smacof
+
+    matrix = np.clip(_filled(dissimilarity), 0, None)
+    np.fill_diagonal(matrix, 0.0)
+    start, _ = classical_mds(matrix**2)
+    if not matrix.any():
+        return start, 0.0
+    return smacof(
+        matrix,
+        metric=True,
+        n_components=2,
+        init=start,
+        n_init=1,
+        max_iter=300,
+        normalized_stress=True,
+    )
 
 
 def align(configurations: Sequence[np.ndarray], *, rounds: int = 10) -> list[np.ndarray]:
@@ -369,7 +446,7 @@ def _category_legend(
 
 def mds_figure(
     positions: Mapping[str, np.ndarray],
-    shares: Mapping[str, float],
+    stress: Mapping[str, float],
     order: StimulusOrder,
     *,
     thumbnails: Mapping[str, np.ndarray],
@@ -380,8 +457,8 @@ def mds_figure(
     ----------
     positions
         Aligned positions by region, shape (n, 2).
-    shares
-        Share of the variance in the plane by region.
+    stress
+        Stress-1 by region.
     order
         Stimuli and categories.
     thumbnails
@@ -402,7 +479,7 @@ def mds_figure(
     pixels = 520
     size = reach * (0.085 if len(order.names) > 30 else 0.13)
     for axes, (region, points) in zip(axes_list, positions.items()):
-        axes.set_title(f"{region}  ({shares[region]:.0%} of variance)")
+        axes.set_title(f"{region}  (stress {stress[region]:.2f})")
         limit = reach + size
         canvas = np.zeros((pixels, pixels, 4), np.uint8)
         half = round(size / limit * pixels / 2)
@@ -454,41 +531,58 @@ def mds_figure(
 
 
 def confusion_figure(
-    confusions: Mapping[str, np.ndarray], regions: Sequence[str], predicted: Sequence[str]
+    confusions: Mapping[str, np.ndarray],
+    regions: Sequence[str],
+    predicted: Sequence[str],
+    *,
+    columns: int = 3,
+    what: str = "region",
 ) -> str:
     """Draw confusion matrices side by side, rows in percent of the true region's cases.
 
     Parameters
     ----------
     confusions
-        Counts by statistic, shape (region, predicted).
+        Counts by title, shape (region, predicted).
     regions, predicted
         Names of rows and columns.
+    columns
+        Matrices beside each other.
+    what
+        What is identified, for the axes' labels.
 
     Returns
     -------
     str
         SVG data URI.
     """
-    width = min(3.7 if len(regions) <= 8 else 5.4, 11 / max(len(confusions), 1))
-    figure = new_figure(width * len(confusions) + 0.6, width * 0.95)
-    axes_list = np.atleast_1d(figure.subplots(1, len(confusions), sharey=True))
+    columns = min(columns, len(confusions))
+    rows = -(-len(confusions) // columns)
+    width = min(3.7 if len(regions) <= 8 else 5.0, 10.2 / columns)
+    longest = max(len(name) for name in [*regions, *predicted])
+    figure = new_figure(width * columns + 0.6, rows * (width * 0.86 + 0.25) + 0.05 * longest + 0.1)
+    axes_grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     drawn = None
-    for axes, (name, counts) in zip(axes_list, confusions.items()):
+    small = width < 2.6
+    for axes, (name, counts) in zip(axes_grid.ravel(), confusions.items()):
         counts = np.asarray(counts, dtype=float)
         total = counts.sum(axis=1, keepdims=True)
         share = np.divide(100 * counts, total, out=np.zeros_like(counts), where=total > 0)
         drawn = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
-        axes.set_title(name)
+        axes.set_title(name, fontsize=8.5 if small else None)
         axes.set_xticks(
-            range(len(predicted)), predicted, rotation=60, ha="right", rotation_mode="anchor"
+            range(len(predicted)),
+            predicted,
+            rotation=60 if longest > 2 else 0,
+            ha="right" if longest > 2 else "center",
+            rotation_mode="anchor",
+            fontsize=7 if small else None,
         )
-        axes.set_yticks(range(len(regions)), regions)
-        axes.set_xlabel("predicted")
+        axes.set_yticks(range(len(regions)), regions, fontsize=7 if small else None)
         axes.tick_params(length=0)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        if len(regions) <= 12:
+        if len(regions) <= 12 and not small:
             for (row, column), value in np.ndenumerate(counts):
                 if value:
                     axes.text(
@@ -500,26 +594,138 @@ def confusion_figure(
                         fontsize=7.5,
                         color="white" if share[row, column] > 55 else INK,
                     )
-    axes_list[0].set_ylabel("true region")
-    bar = figure.colorbar(drawn, ax=list(axes_list), fraction=0.03, pad=0.02)
-    bar.set_label("% of the true region")
+    for axes in axes_grid.ravel()[len(confusions) :]:
+        axes.set_visible(False)
+    for axes in axes_grid[:, 0]:
+        axes.set_ylabel(f"true {what}")
+    for axes in _lowest(axes_grid, len(confusions)):
+        axes.set_xlabel(f"predicted {what}")
+    bar = figure.colorbar(drawn, ax=list(axes_grid.ravel()), fraction=0.03, pad=0.02, aspect=24)
+    bar.set_label(f"% of the true {what}")
     bar.outline.set_visible(False)
     return svg_uri(figure)
 
 
-def threshold_grid_figure(
-    lower: np.ndarray, upper: np.ndarray, accuracy: np.ndarray, *, chance: float
+def _lowest(grid: np.ndarray, n: int) -> list[Any]:
+    """Lowest of the first `n` axes in each column of a grid, with their tick labels on."""
+    columns = grid.shape[1]
+    lowest = list(grid.ravel()[max(n - columns, 0) : n])
+    for axes in lowest:
+        axes.tick_params(labelbottom=True)
+    return lowest
+
+
+def cells_figure(
+    panels: Mapping[str, np.ndarray],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    label: str,
+    marks: Mapping[str, np.ndarray] | None = None,
+    shared: bool = True,
+    cmap: str = "viridis",
 ) -> str:
-    """Draw identification accuracy over the thresholds (l, u).
+    """Draw tables of numbers as heat maps side by side, the number in each cell.
+
+    Parameters
+    ----------
+    panels
+        Values by title, shape (row, column); NaN cells stay empty.
+    rows, columns
+        Names.
+    label
+        Name and unit of the values.
+    marks
+        Cells that get an asterisk, same shapes.
+    shared
+        One colour scale for all panels, else each has its own.
+    cmap
+        Colours, from low to high, dark to light.
+
+    Returns
+    -------
+    str
+        SVG data URI.
+    """
+    longest_row = max(len(name) for name in rows)
+    longest = max(len(name) for name in columns)
+    left = 0.075 * longest_row + 0.3
+    side = min((10.0 - left) / (len(panels) * len(columns)), 0.72)
+    figure = new_figure(
+        min(11.0, left + 1.0 + len(panels) * (len(columns) * side + 0.25)),
+        len(rows) * min(max(side * 0.6, 0.24), 0.4) + 0.055 * longest + 0.75,
+    )
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    everything = np.concatenate([values.ravel() for values in panels.values()])
+    bars: list[tuple[Any, list[Any]]] = []
+    for axes, (name, values) in zip(grid, panels.items()):
+        norm = _span(everything if shared else values)
+        drawn = axes.imshow(np.ma.masked_invalid(values), cmap=cmap, norm=norm, aspect="auto")
+        bars.append((drawn, [axes]))
+        axes.set_title(name)
+        axes.set_xticks(
+            range(len(columns)),
+            columns,
+            rotation=45 if longest > 4 else 0,
+            ha="right" if longest > 4 else "center",
+            rotation_mode="anchor",
+        )
+        axes.set_yticks(range(len(rows)), rows)
+        axes.tick_params(length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        if side < 0.36:
+            continue
+        for (row, column), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                star = "*" if marks is not None and marks[name][row, column] else ""
+                axes.text(
+                    column,
+                    row,
+                    f"{value:.2f}{star}".replace("-", "−"),
+                    ha="center",
+                    va="center",
+                    fontsize=7.5,
+                    color=INK if norm(value) > 0.6 else "white",
+                )
+    for drawn, axes in [(bars[-1][0], list(grid))] if shared else bars:
+        bar = figure.colorbar(drawn, ax=axes, fraction=0.03, pad=0.02, aspect=24)
+        bar.set_label(label)
+        bar.outline.set_visible(False)
+    return svg_uri(figure)
+
+
+def _span(values: np.ndarray) -> Any:
+    """Colour scale from the lowest to the highest value."""
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    return matplotlib.colors.Normalize(low, high if high > low else low + 1e-6)
+
+
+def threshold_grid_figure(
+    lower: np.ndarray,
+    upper: np.ndarray,
+    families: Sequence[str],
+    panels: Mapping[str, np.ndarray],
+    *,
+    chance: float,
+    baselines: Mapping[str, np.ndarray],
+) -> str:
+    """Draw identification accuracy over the triangle of thresholds l < u, the families outlined.
 
     Parameters
     ----------
     lower, upper
         Thresholds, shape (cell,).
-    accuracy
-        Shape (cell,), 0 to 1.
+    families
+        Family of each cell's pair of thresholds.
+    panels
+        Accuracies by title, shape (cell,), 0 to 1.
     chance
         Chance level, the bottom of the colour scale.
+    baselines
+        Accuracies of other statistics, one a panel, by name; drawn on the same scale in the empty
+        half.
 
     Returns
     -------
@@ -527,41 +733,114 @@ def threshold_grid_figure(
         SVG data URI.
     """
     lows, highs = np.unique(lower), np.unique(upper)
-    matrix = np.full((len(highs), len(lows)), np.nan)
-    matrix[np.searchsorted(highs, upper), np.searchsorted(lows, lower)] = accuracy
-    figure = new_figure(5.6, 4.6)
-    axes = figure.add_subplot()
-    top = max(float(np.nanmax(accuracy)), chance + 0.05)
-    drawn = axes.imshow(
-        np.ma.masked_invalid(matrix),
-        cmap="viridis",
-        vmin=chance,
-        vmax=top,
-        origin="lower",
-        interpolation="nearest",
-        aspect="auto",
+    at = (np.searchsorted(highs, upper), np.searchsorted(lows, lower))
+    codes = {name: index for index, name in enumerate(dict.fromkeys(families))}
+    family = np.full((len(highs), len(lows)), -1)
+    family[at] = [codes[name] for name in families]
+    everything = np.concatenate([*panels.values(), *baselines.values()])
+    top = max(float(np.nanmax(everything)), chance + 0.05)
+    norm = matplotlib.colors.Normalize(chance, top)
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    width = 6.4 if columns == 1 else 10.4 / columns
+    figure = new_figure(
+        width + 0.4 if columns == 1 else 11.0, rows * width * (0.76 if columns == 1 else 0.84)
     )
-    every_low, every_high = -(-len(lows) // 10), -(-len(highs) // 10)
-    axes.set_xticks(range(0, len(lows), every_low), [f"{value:.2f}" for value in lows[::every_low]])
-    axes.set_yticks(
-        range(0, len(highs), every_high), [f"{value:.2f}" for value in highs[::every_high]]
+    axes_list = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    drawn = None
+    for panel, (axes, (title, accuracy)) in enumerate(zip(axes_list.ravel(), panels.items())):
+        matrix = np.full(family.shape, np.nan)
+        matrix[at] = accuracy
+        drawn = axes.imshow(
+            np.ma.masked_invalid(matrix),
+            cmap="viridis",
+            norm=norm,
+            origin="lower",
+            interpolation="nearest",
+            aspect="auto",
+        )
+        axes.set_title(title)
+        _outline(axes, family)
+        _name_families(axes, family, codes, fontsize=8 if columns == 1 else 7)
+        _baseline_cells(
+            axes, {name: float(values[panel]) for name, values in baselines.items()}, norm
+        )
+        ticks = [range(0, len(values), -(-len(values) // 6)) for values in (lows, highs)]
+        axes.set_xticks(ticks[0], [f"{lows[index]:.2f}" for index in ticks[0]])
+        axes.set_yticks(ticks[1], [f"{highs[index]:.2f}" for index in ticks[1]])
+        axes.tick_params(length=2)
+    for axes in axes_list.ravel()[len(panels) :]:
+        axes.set_visible(False)
+    for axes in _lowest(axes_list, len(panels)):
+        axes.set_xlabel("lower threshold l")
+    for axes in axes_list[:, 0]:
+        axes.set_ylabel("upper threshold u")
+    bar = figure.colorbar(
+        drawn, ax=list(axes_list.ravel()), fraction=0.035, pad=0.02, extend="min", aspect=26
     )
-    axes.set_xlabel("lower threshold l (quantile)")
-    axes.set_ylabel("upper threshold u (quantile)")
-    axes.tick_params(length=2)
-    if len(accuracy) <= 45:
-        for row, column in zip(*np.nonzero(np.isfinite(matrix))):
-            value = matrix[row, column]
-            axes.text(
-                column,
-                row,
-                f"{100 * value:.0f}",
-                ha="center",
-                va="center",
-                fontsize=7,
-                color=INK if value > chance + 0.6 * (top - chance) else "white",
-            )
-    bar = figure.colorbar(drawn, ax=axes, fraction=0.045, pad=0.02, extend="min")
     bar.set_label(f"identification accuracy (chance {chance:.2f})")
     bar.outline.set_visible(False)
     return svg_uri(figure)
+
+
+def _outline(axes: Any, family: np.ndarray) -> None:
+    """Draw a line wherever two neighbouring cells are of different families."""
+    padded = np.pad(family, 1, constant_values=-1)
+    edges = []
+    for row, column in zip(*np.nonzero(padded[:, 1:] != padded[:, :-1])):
+        edges.append([(column - 0.5, row - 1.5), (column - 0.5, row - 0.5)])
+    for row, column in zip(*np.nonzero(padded[1:] != padded[:-1])):
+        edges.append([(column - 1.5, row - 0.5), (column - 0.5, row - 0.5)])
+    for colour, width in (("white", 2.6), (INK, 1.1)):
+        axes.add_collection(
+            LineCollection(edges, colors=colour, linewidths=width, clip_on=False, zorder=4)
+        )
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _name_families(
+    axes: Any, family: np.ndarray, codes: Mapping[str, int], *, fontsize: float
+) -> None:
+    """Write each family's name over the cell nearest to the middle of its cells."""
+    for name, code in codes.items():
+        cells = np.argwhere(family == code)
+        middle = cells[np.linalg.norm(cells - cells.mean(axis=0), axis=1).argmin()]
+        text = axes.text(
+            middle[1],
+            middle[0],
+            name.replace("-", "-\n"),
+            ha="center",
+            va="center",
+            fontsize=fontsize,
+            fontweight="bold",
+            linespacing=0.95,
+            zorder=6,
+        )
+        text.set_path_effects([withStroke(linewidth=2.4, foreground="white")])
+
+
+def _baseline_cells(axes: Any, values: Mapping[str, float], norm: Any) -> None:
+    """List other statistics with their colour in the empty half under the diagonal."""
+    for row, (name, value) in enumerate(values.items()):
+        bottom = 0.05 + 0.09 * (len(values) - 1 - row)
+        axes.add_patch(
+            Rectangle(
+                (0.93, bottom),
+                0.055,
+                0.07,
+                transform=axes.transAxes,
+                facecolor=matplotlib.colormaps["viridis"](norm(value)),
+                edgecolor=INK,
+                linewidth=0.6,
+            )
+        )
+        axes.text(
+            0.915,
+            bottom + 0.035,
+            f"{name} {100 * value:.0f}%",
+            transform=axes.transAxes,
+            ha="right",
+            va="center",
+            fontsize=7.5,
+        )

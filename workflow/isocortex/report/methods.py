@@ -3,240 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
+from isocortex.report.comparison import comparison_name
+from isocortex.report.model_tests import model_tests, strongest_test
 from isocortex.report.page import Heading, Paragraph, join
+from isocortex.report.references import Citations, References
 from isocortex.report.wording import correction, level, radius_text, resampled
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A reference with its link."""
-
-    key: str
-    text: str
-    doi: str = ""
-    address: str = ""
-
-    @property
-    def url(self) -> str:
-        """Address of the link."""
-        return f"https://doi.org/{self.doi}" if self.doi else self.address
-
-    @property
-    def label(self) -> str:
-        """Text of the link."""
-        return f"doi:{self.doi}" if self.doi else self.address.removeprefix("https://")
-
-
-REFERENCES = {
-    reference.key: reference
-    for reference in (
-        Reference(
-            "nipype",
-            "Gorgolewski K, Burns CD, Madison C, Clark D, Halchenko YO, Waskom ML, Ghosh SS "
-            "(2011). "
-            "Nipype: a flexible, lightweight and extensible neuroimaging data processing framework "
-            "in Python. Frontiers in Neuroinformatics 5:13.",
-            "10.3389/fninf.2011.00013",
-        ),
-        Reference(
-            "syn",
-            "Avants BB, Epstein CL, Grossman M, Gee JC (2008). Symmetric diffeomorphic image "
-            "registration with cross-correlation. Medical Image Analysis 12:26–41.",
-            "10.1016/j.media.2007.06.004",
-        ),
-        Reference(
-            "n4",
-            "Tustison NJ, Avants BB, Cook PA, Zheng Y, Egan A, Yushkevich PA, Gee JC (2010). "
-            "N4ITK: "
-            "improved N3 bias correction. IEEE Transactions on Medical Imaging 29:1310–1320.",
-            "10.1109/TMI.2010.2046908",
-        ),
-        Reference(
-            "template",
-            "Fonov V, Evans AC, Botteron K, Almli CR, McKinstry RC, Collins DL (2011). Unbiased "
-            "average age-appropriate atlases for pediatric studies. NeuroImage 54:313–327.",
-            "10.1016/j.neuroimage.2010.07.033",
-        ),
-        Reference(
-            "fd",
-            "Power JD, Barnes KA, Snyder AZ, Schlaggar BL, Petersen SE (2012). Spurious but "
-            "systematic correlations in functional connectivity MRI networks arise from subject "
-            "motion. NeuroImage 59:2142–2154.",
-            "10.1016/j.neuroimage.2011.10.018",
-        ),
-        Reference(
-            "compcor",
-            "Behzadi Y, Restom K, Liau J, Liu TT (2007). A component based noise correction method "
-            "(CompCor) for BOLD and perfusion based fMRI. NeuroImage 37:90–101.",
-            "10.1016/j.neuroimage.2007.04.042",
-        ),
-        Reference(
-            "nilearn",
-            "Abraham A, Pedregosa F, Eickenberg M, et al. (2014). Machine learning for "
-            "neuroimaging "
-            "with scikit-learn. Frontiers in Neuroinformatics 8:14. The design matrices follow the "
-            "conventions of nilearn.",
-            "10.3389/fninf.2014.00014",
-        ),
-        Reference(
-            "fmriprep",
-            "Esteban O, Markiewicz CJ, Blair RW, et al. (2019). fMRIPrep: a robust preprocessing "
-            "pipeline for functional MRI. Nature Methods 16:111–116. Names of the confounds.",
-            "10.1038/s41592-018-0235-4",
-        ),
-        Reference(
-            "friston",
-            "Friston KJ, Holmes AP, Worsley KJ, Poline JP, Frith CD, Frackowiak RSJ (1994). "
-            "Statistical parametric maps in functional imaging: a general linear approach. Human "
-            "Brain Mapping 2:189–210.",
-            "10.1002/hbm.460020402",
-        ),
-        Reference(
-            "nsd",
-            "Allen EJ, St-Yves G, Wu Y, et al. (2022). A massive 7T fMRI dataset to bridge "
-            "cognitive "
-            "neuroscience and artificial intelligence. Nature Neuroscience 25:116–126. Noise "
-            "ceiling "
-            "of single-trial designs.",
-            "10.1038/s41593-021-00962-x",
-        ),
-        Reference(
-            "rsa",
-            "Kriegeskorte N, Mur M, Bandettini P (2008). Representational similarity analysis – "
-            "connecting the branches of systems neuroscience. Frontiers in Systems Neuroscience "
-            "2:4.",
-            "10.3389/neuro.06.004.2008",
-        ),
-        Reference(
-            "ceiling",
-            "Nili H, Wingfield C, Walther A, Su L, Marslen-Wilson W, Kriegeskorte N (2014). A "
-            "toolbox "
-            "for representational similarity analysis. PLOS Computational Biology 10:e1003553. "
-            "Noise "
-            "ceiling of RDM comparisons.",
-            "10.1371/journal.pcbi.1003553",
-        ),
-        Reference(
-            "crossnobis",
-            "Walther A, Nili H, Ejaz N, Alink A, Kriegeskorte N, Diedrichsen J (2016). Reliability "
-            "of "
-            "dissimilarity measures for multi-voxel pattern analysis. NeuroImage 137:188–200.",
-            "10.1016/j.neuroimage.2015.12.012",
-        ),
-        Reference(
-            "whitened",
-            "Diedrichsen J, Berlot E, Mur M, Schütt HH, Shahbazi M, Kriegeskorte N (2021). "
-            "Comparing "
-            "representational geometries using whitened unbiased-distance-matrix similarity. "
-            "Neurons, Behavior, Data analysis, and Theory 5(3).",
-            "10.51628/001c.27664",
-        ),
-        Reference(
-            "inference",
-            "Schütt HH, Kipnis AD, Diedrichsen J, Kriegeskorte N (2023). Statistical inference on "
-            "representational geometries. eLife 12:e82566. Defines the bootstraps (rsatoolbox).",
-            "10.7554/eLife.82566",
-        ),
-        Reference(
-            "searchlight",
-            "Kriegeskorte N, Goebel R, Bandettini P (2006). Information-based functional brain "
-            "mapping. PNAS 103:3863–3868.",
-            "10.1073/pnas.0600244103",
-        ),
-        Reference(
-            "trsa",
-            "Lin B, Kriegeskorte N (2024). The topology and geometry of neural representations. "
-            "PNAS "
-            "121:e2317881121.",
-            "10.1073/pnas.2317881121",
-        ),
-        Reference(
-            "encoding",
-            "Naselaris T, Kay KN, Nishimoto S, Gallant JL (2011). Encoding and decoding in fMRI. "
-            "NeuroImage 56:400–410.",
-            "10.1016/j.neuroimage.2010.07.073",
-        ),
-        Reference(
-            "himalaya",
-            "Dupré la Tour T, Eickenberg M, Nunez-Elizalde AO, Gallant JL (2022). Feature-space "
-            "selection with banded ridge regression. NeuroImage 264:119728. Ridge per voxel, "
-            "himalaya.",
-            "10.1016/j.neuroimage.2022.119728",
-        ),
-        Reference(
-            "pytorch",
-            "Paszke A, Gross S, Massa F, et al. (2019). PyTorch: an imperative style, "
-            "high-performance deep learning library. NeurIPS 32.",
-            address="https://arxiv.org/abs/1912.01703",
-        ),
-        Reference(
-            "fsaverage",
-            "Fischl B, Sereno MI, Tootell RBH, Dale AM (1999). High-resolution intersubject "
-            "averaging "
-            "and a coordinate system for the cortical surface. Human Brain Mapping 8:272–284.",
-            "10.1002/(SICI)1097-0193(1999)8:4<272::AID-HBM10>3.0.CO;2-4",
-        ),
-        Reference(
-            "snakemake",
-            "Mölder F, Jablonski KP, Letcher B, et al. (2021). Sustainable data analysis with "
-            "Snakemake. F1000Research 10:33.",
-            "10.12688/f1000research.29032.2",
-        ),
-        Reference(
-            "dask",
-            "Rocklin M (2015). Dask: parallel computation with blocked algorithms and task "
-            "scheduling. Proceedings of the 14th Python in Science Conference, 126–132.",
-            "10.25080/Majora-7b98e3ed-013",
-        ),
-        Reference(
-            "xarray",
-            "Hoyer S, Hamman J (2017). xarray: N-D labeled arrays and datasets in Python. Journal "
-            "of "
-            "Open Research Software 5:10.",
-            "10.5334/jors.148",
-        ),
-        Reference(
-            "zarr",
-            "Zarr core specification, version 3. Zarr developers.",
-            address="https://zarr-specs.readthedocs.io",
-        ),
-        Reference(
-            "bids",
-            "Gorgolewski KJ, Auer T, Calhoun VD, et al. (2016). The brain imaging data structure, "
-            "a "
-            "format for organizing and describing outputs of neuroimaging experiments. Scientific "
-            "Data 3:160044.",
-            "10.1038/sdata.2016.44",
-        ),
-    )
-}
-
-
-@dataclass
-class References:
-    """The references that the text cites, in the order of their first citation."""
-
-    items: list[Reference]
-    kind: str = "references"
-
-
-class _Citations:
-    def __init__(self) -> None:
-        self.used: list[Reference] = []
-
-    def __call__(self, *keys: str) -> str:
-        numbers = []
-        for key in keys:
-            reference = REFERENCES[key]
-            if reference not in self.used:
-                self.used.append(reference)
-            numbers.append(self.used.index(reference) + 1)
-        return f"[{', '.join(str(n) for n in sorted(numbers))}]"
 
 
 def methods_blocks(
@@ -244,14 +20,7 @@ def methods_blocks(
     entry: str,
     config: Mapping[str, Any],
     versions: Mapping[str, str],
-    betas: Sequence[xr.Dataset],
-    rdms: Sequence[xr.Dataset],
-    scores: Sequence[xr.Dataset],
-    searchlight: Sequence[xr.Dataset],
-    identification: Sequence[xr.Dataset],
-    topology: Sequence[xr.Dataset],
-    encoding: Sequence[xr.Dataset],
-    encoding_summary: Sequence[xr.Dataset],
+    opened: Mapping[str, Sequence[xr.Dataset]],
     surface: bool,
 ) -> tuple[list[Any], References]:
     """Write the methods text.
@@ -264,9 +33,9 @@ def methods_blocks(
         The whole configuration.
     versions
         Package versions.
-    betas, rdms, scores, searchlight, identification, topology, encoding, encoding_summary
-        Opened stores; only their attributes and names are read. Empty where a stage did not run,
-        which leaves its paragraph out.
+    opened
+        Stores by the argument of `report_study`; only their attributes and names are read, and
+        whether identification has a result. What did not run has no paragraph.
     surface
         Whether maps were drawn on fsaverage5.
 
@@ -275,7 +44,7 @@ def methods_blocks(
     blocks, references
         Paragraphs under headings, and the references cited.
     """
-    cite = _Citations()
+    cite = Citations()
     blocks: list[Any] = []
 
     def version(package: str) -> str:
@@ -295,45 +64,47 @@ def methods_blocks(
             "own "
             "methods text.",
         )
-    if betas:
-        attrs = betas[0].attrs
+    if opened["betas"]:
+        attrs = opened["betas"][0].attrs
         told = str(attrs.get("methods", "")).strip() or (
             f"Single-trial responses were estimated by {attrs['estimator']}, haemodynamic "
-            "response: "
-            f"{attrs.get('hrf', 'not recorded')}."
+            f"response: {attrs.get('hrf', 'not recorded')}."
         )
         add(
             "Single-trial responses",
             told,
             f"Design matrices follow {version('nilearn')} {cite('nilearn', 'friston')}. Signal, "
-            "noise "
-            f"and noise ceiling of single-trial responses are those of the Natural Scenes Dataset "
-            f"{cite('nsd')}.",
+            "noise and noise ceiling of single-trial responses are those of the Natural Scenes "
+            f"Dataset {cite('nsd')}.",
         )
-    if rdms:
-        add("Dissimilarity matrices", *_rdms(rdms, cite))
-    if scores:
-        add("Comparison with models", *_scores(scores, cite))
-    if searchlight:
-        attrs = searchlight[0].attrs
-        add(
-            "Searchlight",
-            str(attrs.get("methods", "")),
-            f"Around every voxel an RDM was computed (radius {radius_text(attrs['radius'])}) and "
-            f"compared with the models' by {attrs['comparison']} {cite('searchlight')}; subjects "
-            "were combined by the mean and by t of the Fisher-z transformed scores.",
-        )
-    if identification or topology:
-        add("Topological RSA", *_topology(identification, topology, cite))
-    if encoding_summary or encoding:
+    if opened["rdms"]:
+        add("Dissimilarity matrices", *_rdms(opened["rdms"], cite, version))
+    if opened["scores"]:
+        add("Comparison with models", *_scores(opened["scores"], cite))
+    if opened["partition"]:
+        add("Variance partitioning", *_partition(opened["partition"][0], cite))
+    if opened["searchlight"] or opened["searchlight_surface"]:
+        add("Searchlight", *_searchlight(opened, cite))
+    identified = [ds for ds in opened["identification"] if _has_value(ds, "accuracy")]
+    if identified or opened["topology"]:
+        add("Topological RSA", *_topology(identified, opened["topology"], cite))
+    if opened["dependence"]:
+        add("Geo-topological dependence", *_dependence(opened["dependence"][0], cite))
+    if opened["persistence"]:
+        add("Persistent homology", *_persistence(opened["persistence"][0], cite, version))
+    layers = [ds for ds in opened["layers"] if _has_value(ds, "accuracy")]
+    if layers:
+        add("Identification of network layers", *_layers(layers[0], cite))
+    if opened["encoding_summary"] or opened["encoding"]:
         add(
             "Encoding models",
-            *_encoding(encoding, encoding_summary, cite, version),
-            f"For display on fsaverage5 {cite('fsaverage')} maps were sampled between the white "
-            "and "
-            "the pial surface."
-            if surface
-            else "",
+            *_encoding(opened["encoding"], opened["encoding_summary"], cite, version),
+        )
+    if surface or opened["searchlight_surface"]:
+        add(
+            "Surface display",
+            f"Maps are drawn on the inflated fsaverage5 surface {cite('fsaverage')}; those of the "
+            "volume were sampled between the white and the pial surface for display.",
         )
     add(
         "Software",
@@ -380,7 +151,16 @@ def _preprocessing(section: Mapping[str, Any], cite: Any, version: Any) -> list[
     ]
 
 
-def _rdms(rdms: Sequence[xr.Dataset], cite: Any) -> list[str]:
+def _has_value(dataset: xr.Dataset, name: str) -> bool:
+    return bool(np.isfinite(dataset[name].values).any())
+
+
+def _told(dataset: xr.Dataset) -> str:
+    """What a stage itself says of its methods."""
+    return str(dataset.attrs.get("methods", "")).strip()
+
+
+def _rdms(rdms: Sequence[xr.Dataset], cite: Any, version: Any) -> list[str]:
     sentences = []
     seen = set()
     for dataset in rdms:
@@ -388,56 +168,175 @@ def _rdms(rdms: Sequence[xr.Dataset], cite: Any) -> list[str]:
         if measure in seen:
             continue
         seen.add(measure)
-        told = str(dataset.attrs.get("methods", "")).strip()
         normalisation = dataset.attrs["noise_normalisation"] or "none"
         validation = dataset.attrs["cross_validation"] or "none"
-        citation = cite("crossnobis") if "nobis" in measure else cite("rsa")
+        citation = cite("crossnobis") if measure in ("crossnobis", "mahalanobis") else cite("rsa")
         sentences.append(
             f"Dissimilarity of every pair of stimuli by {measure} {citation} (noise normalisation: "
             f"{normalisation}; cross-validation: {validation})."
         )
-        if told:
-            sentences.append(told)
+        sentences.append(_told(dataset))
+    sentences.append(
+        f"For display the stimuli of each region's mean RDM were placed in the plane by metric "
+        f"multidimensional scaling (SMACOF {cite('smacof')}, {version('scikit-learn')}), and the "
+        f"regions' configurations aligned by generalised Procrustes analysis {cite('procrustes')}."
+    )
     return sentences
+
+
+_COMPARISON_SOURCES = {
+    "corr_cov": "whitened",
+    "cosine_cov": "whitened",
+    "rho_a": "inference",
+    "tau_a": "ceiling",
+    "bures": "bures",
+    "riemann": "riemann",
+}
+
+
+def _comparison(name: str, cite: Any) -> str:
+    source = _COMPARISON_SOURCES.get(name.partition(":")[0])
+    words = comparison_name(name).removesuffix(" of RDMs")
+    return f"{words} {cite(source)}" if source else words
 
 
 def _scores(scores: Sequence[xr.Dataset], cite: Any) -> list[str]:
     dataset = scores[0]
-    comparisons = [str(name) for name in dataset["comparison"].values]
-    names = {"pearson": "Pearson correlation", "spearman": "Spearman correlation"}
-    words = []
-    for name in comparisons:
-        word = names.get(name, name.replace("_", " "))
-        words.append(f"whitened correlation {cite('whitened')}" if name == "corr_cov" else word)
-    attrs = dataset.attrs
-    return [
-        str(attrs.get("methods", "")),
-        f"RDMs of {dataset.sizes['region']} regions and {dataset.sizes['predictor']} model layers "
-        "were "
-        f"compared by {join(words)} {cite('rsa')}, with lower and upper noise ceiling "
+    attrs, tests = dataset.attrs, model_tests(dataset)
+    words = [_comparison(str(name), cite) for name in dataset["comparison"].values]
+    fitted = [kind for kind in ("weighted", "selected", "interpolated") if kind in tests.kind]
+    sentences = [
+        _told(dataset),
+        f"RDMs of {dataset.sizes['region']} regions and {dataset.sizes['predictor']} predictors "
+        f"were compared by {join(words)} {cite('rsa')}, with lower and upper noise ceiling "
         f"{cite('ceiling')}.",
-        "There are too few stimuli and subjects for intervals or p-values."
-        if attrs["bootstrap"] == "none"
-        else f"Intervals are {level(dataset)} intervals of a t distribution with the variance of "
-        f"{attrs['n_bootstrap']} bootstrap samples of {resampled(dataset)} (seed {attrs['seed']}) "
-        f"{cite('inference')}; p-values are against 0, {correction(dataset)}.",
     ]
+    if fitted:
+        sentences.append(
+            f"Layers of a model were also combined ({join(fitted)}), fitted to other subjects and "
+            f"other stimuli than those scored {cite('cv_models', 'inference')}."
+        )
+    if attrs["bootstrap"] == "none":
+        return [*sentences, "There are too few stimuli and subjects for intervals or p-values."]
+    sentences.append(
+        f"Intervals are {level(dataset)} intervals of a t distribution with the variance of "
+        f"{attrs['n_bootstrap']} bootstrap samples of {resampled(dataset)} (seed {attrs['seed']}) "
+        f"{cite('inference')}; p-values are against 0, {correction(dataset)}"
+        + (
+            f"; family-wise (Holm {cite('holm')}) and false discovery rates {cite('fdr')} are "
+            "listed beside."
+            if np.isfinite(tests.p_fwe).any()
+            else "."
+        )
+    )
+    if np.isfinite(tests.p_permutation).any():
+        sentences.append(
+            "As a test that assumes nothing about distributions the stimulus labels of the models' "
+            f"RDMs were permuted {cite('ceiling')}."
+        )
+    if np.isfinite(tests.p_ceiling).any():
+        sentences.append("Scores were tested against the lower noise ceiling, two-sided.")
+    if np.isfinite(tests.difference_p).any():
+        sentences.append(
+            "Predictors were tested against each other, two-sided, with the bootstrap's variance "
+            f"of their difference, {correction(dataset)} over the pairs of a region; they are "
+            f"drawn as wings {cite('wings')}."
+        )
+    return sentences
+
+
+def _partition(dataset: xr.Dataset, cite: Any) -> list[str]:
+    models = [str(name) for name in dataset["model"].values]
+    return [
+        _told(dataset),
+        f"The variance of each region's RDM was partitioned between {join(models)} by regressions "
+        f"on every set of them {cite('partition')}, and partial correlations with each model were "
+        "computed with the others taken out of both.",
+        ""
+        if dataset.attrs["bootstrap"] == "none"
+        else f"Intervals are {level(dataset)} intervals of a bootstrap over {resampled(dataset)} "
+        f"({dataset.attrs['n_bootstrap']} samples) {cite('inference')}; p-values are corrected by "
+        f"Holm's method {cite('holm')} and for false discoveries {cite('fdr')}.",
+    ]
+
+
+def _searchlight(opened: Mapping[str, Sequence[xr.Dataset]], cite: Any) -> list[str]:
+    volume, surface = opened["searchlight"], opened["searchlight_surface"]
+    sentences = []
+    if volume:
+        attrs = volume[0].attrs
+        sentences += [
+            _told(volume[0]),
+            f"Around every voxel an RDM was computed (spheres of {radius_text(attrs['radius'])} "
+            f"radius) and compared with the models' by {attrs['comparison']} "
+            f"{cite('searchlight')}.",
+        ]
+    if surface:
+        attrs = surface[0].attrs
+        sentences += [
+            _told(surface[0]),
+            f"On the {attrs['mesh']} surface the same was done in discs of "
+            f"{radius_text(attrs['radius'])} geodesic radius {cite('surface')}.",
+        ]
+    sentences.append(
+        "Subjects were combined by the mean and by t of the Fisher-z transformed scores."
+    )
+    groups = [*volume, *surface]
+    if any(strongest_test(ds) for ds in groups):
+        sentences.append(
+            "Scores were tested against 0 by flipping the subjects' signs, with the largest "
+            f"statistic over centres {cite('signflip')}"
+            + (
+                f" and by threshold-free cluster enhancement {cite('tfce')}."
+                if any(strongest_test(ds) == "p_tfce" for ds in groups)
+                else "."
+            )
+        )
+    return sentences
+
+
+def _estimator(dataset: xr.Dataset, cite: Any) -> str:
+    attrs = dataset.attrs
+    return (
+        f"Geo-topological summary statistics of the RDMs follow {cite('trsa')}, with the "
+        f"estimator's choices made explicit: scale {attrs['scale']}, thresholds "
+        f"{attrs['threshold']}, pool {attrs['pool']}, geodesics {attrs['geodesic']}."
+    )
 
 
 def _topology(
     identification: Sequence[xr.Dataset], topology: Sequence[xr.Dataset], cite: Any
 ) -> list[str]:
-    attrs = (identification or topology)[0].attrs
-    sentences = [
-        str(attrs.get("methods", "")),
-        f"Geo-topological summary statistics of the RDMs follow {cite('trsa')}, with the "
-        "estimator's "
-        f"choices made explicit: scale {attrs['scale']}, thresholds {attrs['threshold']}, pool "
-        f"{attrs['pool']}, geodesics {attrs['geodesic']}.",
-    ]
+    first = (identification or topology)[0]
+    sentences = [_told(first), _estimator(first, cite)]
     if identification and topology:
-        sentences.append(str(topology[0].attrs.get("methods", "")))
+        sentences.append(_told(topology[0]))
     return sentences
+
+
+def _layers(dataset: xr.Dataset, cite: Any) -> list[str]:
+    return [
+        _told(dataset),
+        _estimator(dataset, cite),
+        f"The network is {dataset.attrs['network']}, trained from {dataset.sizes['seed']} seeds.",
+    ]
+
+
+def _dependence(dataset: xr.Dataset, cite: Any) -> list[str]:
+    return [
+        _told(dataset),
+        f"The measure is that of {cite('agtic')} on distance correlation {cite('dcor')}, with "
+        f"{dataset.attrs['levels']} levels of each threshold.",
+    ]
+
+
+def _persistence(dataset: xr.Dataset, cite: Any, version: Any) -> list[str]:
+    return [
+        _told(dataset),
+        f"Bars of persistent homology {cite('persistence')} say from which to which value of the "
+        f"filtration a cluster or loop of stimuli lasts; software: {version('gudhi')} "
+        f"{cite('gudhi')}.",
+    ]
 
 
 def _encoding(

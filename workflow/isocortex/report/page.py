@@ -67,13 +67,17 @@ class Picture:
 
 @dataclass
 class Table:
-    """A numbered table; columns whose cells are all numbers are set right."""
+    """A numbered table; columns whose cells are all numbers are set right.
+
+    Words are broken only where `wrap` says so: for paths and other text of any length.
+    """
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[Any]]
     caption: str = ""
     collapsed: bool = False
+    wrap: bool = False
     number: int = 0
     kind: str = "table"
 
@@ -129,6 +133,12 @@ def p_value(value: float) -> str:
     if not np.isfinite(value):
         return "n/a"
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def equals(p: float) -> str:
+    """Write a p-value after the letter p: "= 0.031", "< 0.001", "n/a"."""
+    text = p_value(p)
+    return text if text.startswith(("<", "n")) else f"= {text}"
 
 
 def percent(value: float, digits: int = 0) -> str:

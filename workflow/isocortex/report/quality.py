@@ -253,7 +253,13 @@ def figure_blocks(directory: Path | str) -> list[Any]:
     rows = quality_rows(bids.read_json(numbers)) if numbers.is_file() else []
     if rows:
         blocks.append(
-            Table(f"Quality measures: {title.lower()}", ("Measure", "Value"), rows, collapsed=True)
+            Table(
+                f"Quality measures: {title.lower()}",
+                ("Measure", "Value"),
+                rows,
+                collapsed=True,
+                wrap=True,
+            )
         )
     if len(blocks) == 1:
         blocks.append(Note("Preprocessing left no figure here."))

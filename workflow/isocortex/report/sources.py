@@ -59,6 +59,7 @@ def provenance_table(manifests: Mapping[str, Mapping[str, Any]]) -> Table:
         "First 16 digits of the digests. The same content digest means the same numbers; the code "
         "digest covers every module that the step used.",
         collapsed=len(rows) > 12,
+        wrap=True,
     )
 
 
@@ -93,6 +94,7 @@ def configuration_table(config: Mapping[str, Any]) -> Table:
         [[key, value] for key, value in _flatten(config)],
         "Every analysis choice of this run.",
         collapsed=True,
+        wrap=True,
     )
 
 

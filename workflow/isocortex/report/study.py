@@ -12,6 +12,7 @@ import xarray as xr
 
 import isocortex
 from isocortex import provenance, store
+from isocortex.report.absence import ENTRY_TEXT, absence_rows
 from isocortex.report.brain import Grid
 from isocortex.report.drawing import report_style
 from isocortex.report.methods import methods_blocks
@@ -34,20 +35,45 @@ from isocortex.report.sources import (
     read_manifests,
     versions_table,
 )
+from isocortex.report.study_dependence import dependence_section
+from isocortex.report.study_encoding import encoding_section
 from isocortex.report.study_findings import (
+    Finding,
     Findings,
     encoding_finding,
     identification_finding,
+    layers_finding,
     rsa_finding,
     views_table,
 )
 from isocortex.report.study_flags import flags_section
 from isocortex.report.study_geometry import geometry_section
-from isocortex.report.study_models import encoding_section, models_section, searchlight_section
+from isocortex.report.study_layers import layers_section
+from isocortex.report.study_models import models_section
+from isocortex.report.study_partition import partition_section
+from isocortex.report.study_persistence import persistence_section
+from isocortex.report.study_searchlight import searchlight_section
 from isocortex.report.study_topology import topology_section
-from isocortex.report.subject import ENTRY_TEXT, absence
 
 log = logging.getLogger(__name__)
+
+KINDS = {
+    "scores": "scores",
+    "partition": "partition",
+    "identification": "identification",
+    "topology": "topology",
+    "layers": "layer_identification",
+    "dependence": "dependence",
+    "persistence": "persistence",
+    "encoding_summary": "encoding_summary",
+    "searchlight": "searchlight_group",
+    "searchlight_surface": "searchlight_surface_group",
+    "rdms": "rdms",
+    "model_rdms": "model_rdms",
+    "encoding": "encoding",
+    "betas": "betas",
+}
+"""Spec of the stores behind each argument of `report_study`."""
 
 
 def report_study(
@@ -61,10 +87,15 @@ def report_study(
     entry: str = "bids",
     excluded: Mapping[str, str] | None = None,
     scores: Sequence[Path | str] = (),
+    partition: Sequence[Path | str] = (),
     identification: Sequence[Path | str] = (),
     topology: Sequence[Path | str] = (),
+    layers: Sequence[Path | str] = (),
+    dependence: Sequence[Path | str] = (),
+    persistence: Sequence[Path | str] = (),
     encoding_summary: Sequence[Path | str] = (),
     searchlight: Sequence[Path | str] = (),
+    searchlight_surface: Sequence[Path | str] = (),
     rdms: Sequence[Path | str] = (),
     model_rdms: Sequence[Path | str] = (),
     encoding: Sequence[Path | str] = (),
@@ -95,9 +126,11 @@ def report_study(
         Where the study enters the chain: ``bids``, ``derivatives``, ``betas`` or ``rdms``.
     excluded
         Reason by excluded subject.
-    scores, identification, topology
+    scores, partition, identification, topology, dependence, persistence
         Stores, one a task and measure; the first of each carries the finding.
-    encoding_summary, searchlight
+    layers
+        Stores of layer identification, one a family of networks.
+    encoding_summary, searchlight, searchlight_surface
         Group stores, one a task.
     rdms
         RDM stores of all subjects, tasks and measures.
@@ -131,15 +164,24 @@ def report_study(
     excluded = {
         str(key).removeprefix("sub-"): str(value) for key, value in (excluded or {}).items()
     }
+    stores = {
+        "scores": scores,
+        "partition": partition,
+        "identification": identification,
+        "topology": topology,
+        "layers": layers,
+        "dependence": dependence,
+        "persistence": persistence,
+        "encoding_summary": encoding_summary,
+        "searchlight": searchlight,
+        "searchlight_surface": searchlight_surface,
+        "rdms": rdms,
+        "model_rdms": model_rdms,
+        "encoding": encoding,
+        "betas": betas,
+    }
     opened = {
-        "scores": [store.open(path, "scores") for path in scores],
-        "identification": [store.open(path, "identification") for path in identification],
-        "topology": [store.open(path, "topology") for path in topology],
-        "encoding_summary": [store.open(path, "encoding_summary") for path in encoding_summary],
-        "searchlight": [store.open(path, "searchlight_group") for path in searchlight],
-        "rdms": [store.open(path, "rdms") for path in rdms],
-        "encoding": [store.open(path, "encoding") for path in encoding],
-        "betas": [store.open(path, "betas") for path in betas],
+        name: [store.open(path, KINDS[name]) for path in paths] for name, paths in stores.items()
     }
     given = dict(categories or {})
     if not given:
@@ -151,65 +193,122 @@ def report_study(
         rsa_finding(opened["scores"], entry),
         identification_finding(opened["identification"], entry),
         encoding_finding(opened["encoding_summary"], entry),
+        *layers_finding(opened["layers"]),
     ]
     with report_style():
-        sections = [
-            Section(
-                "findings",
-                "Findings",
-                [Findings(findings), *views_table(opened)],
+        parts = [
+            (
+                "",
+                Section(
+                    "sample",
+                    "Sample and data quality",
+                    _sample(opened["betas"], confounds, subjects, excluded),
+                ),
             ),
-            Section(
-                "sample",
-                "Sample and data quality",
-                _sample(opened["betas"], confounds, subjects, excluded, entry),
-            ),
-            Section(
+            (
                 "rdms",
-                "Representational geometry of the regions",
-                geometry_section(opened["rdms"], given, stimuli or {}, choices, entry),
+                Section(
+                    "rdms",
+                    "Representational geometry of the regions",
+                    geometry_section(
+                        opened["rdms"],
+                        opened["scores"],
+                        opened["model_rdms"],
+                        given,
+                        stimuli or {},
+                        choices,
+                    ),
+                ),
             ),
-            Section(
+            (
                 "models",
-                "Models against regions (RSA)",
-                models_section(opened["scores"], choices, entry),
+                Section(
+                    "models",
+                    "Models against regions (RSA)",
+                    models_section(opened["scores"], choices),
+                ),
             ),
-            Section(
-                "topology",
-                "Topological RSA",
-                topology_section(opened["identification"], opened["topology"], choices, entry),
+            (
+                "",
+                Section(
+                    "partition",
+                    "Variance shared between models",
+                    partition_section(opened["partition"], choices),
+                ),
             ),
-            Section(
+            (
+                "identification",
+                Section(
+                    "topology",
+                    "Topological RSA",
+                    topology_section(opened["identification"], opened["topology"]),
+                ),
+            ),
+            (
+                "",
+                Section(
+                    "dependence",
+                    "Adaptive geo-topological dependence",
+                    dependence_section(opened["dependence"], choices),
+                ),
+            ),
+            (
+                "",
+                Section(
+                    "persistence",
+                    "Persistent homology",
+                    persistence_section(opened["persistence"], choices),
+                ),
+            ),
+            (
+                "",
+                Section(
+                    "layers", "Identification of network layers", layers_section(opened["layers"])
+                ),
+            ),
+            (
                 "encoding",
-                "Encoding models",
-                encoding_section(opened["encoding_summary"], encoding, choices, entry),
+                Section(
+                    "encoding",
+                    "Encoding models",
+                    encoding_section(opened["encoding_summary"], encoding, choices),
+                ),
             ),
-            Section(
+            (
                 "searchlight",
-                "Searchlight",
-                searchlight_section(opened["searchlight"], choices, entry),
-            ),
-            Section(
-                "notes",
-                "Flagged and skipped",
-                flags_section(opened, excluded, stimuli or {}, choices),
+                Section(
+                    "searchlight",
+                    "Searchlight",
+                    searchlight_section(
+                        opened["searchlight"], opened["searchlight_surface"], choices
+                    ),
+                ),
             ),
         ]
-        found = read_manifests(
-            [
-                path
-                for group in (manifests, model_rdms, betas, rdms, scores, identification, topology)
-                for path in group
-            ]
-            + [path for group in (searchlight, encoding, encoding_summary) for path in group]
-        )
+        left_out = [(part.title, stage) for stage, part in parts if stage and not part.blocks]
+        sections = [
+            Section("findings", "Findings", [*_findings(findings), *views_table(opened)]),
+            *(part for _, part in parts if part.blocks),
+            Section(
+                "notes",
+                "Flagged and left out",
+                flags_section(
+                    opened,
+                    excluded,
+                    stimuli or {},
+                    choices,
+                    absence_rows(left_out, entry) if subjects else [],
+                ),
+            ),
+        ]
+        found = read_manifests([*manifests, *(path for group in stores.values() for path in group)])
         versions = package_versions(found)
         text, references = methods_blocks(
             entry=entry,
             config=config,
             versions=versions,
             surface=choices.surface and any(Grid.of(ds).is_template for ds in opened["encoding"]),
-            **opened,
+            opened=opened,
         )
         sections += [
             Section("methods", "Methods", text),
@@ -224,13 +323,14 @@ def report_study(
                 ],
             ),
         ]
-    tasks = list(dict.fromkeys(str(ds.attrs["task"]) for group in opened.values() for ds in group))
+    tasks = dict.fromkeys(
+        str(ds.attrs["task"]) for group in opened.values() for ds in group if "task" in ds.attrs
+    )
     facts = {
-        "Subjects": str(len(subjects)),
-        "Excluded": str(len(excluded)),
-        "Tasks": join(tasks) if tasks else "–",
-        "Regions": str(opened["rdms"][0].sizes["region"]) if opened["rdms"] else "–",
-        "Started from": ENTRY_TEXT.get(entry, entry),
+        **({"Subjects": str(len(subjects)), "Excluded": str(len(excluded))} if subjects else {}),
+        **({"Tasks": join(list(tasks))} if tasks else {}),
+        **({"Regions": str(opened["rdms"][0].sizes["region"])} if opened["rdms"] else {}),
+        **({"Started from": ENTRY_TEXT.get(entry, entry)} if subjects else {}),
         "isocortex": isocortex.__version__,
         "Report code": code[:16] or "not recorded",
     }
@@ -264,6 +364,12 @@ def report_study(
     return path
 
 
+def _findings(findings: Sequence[Finding]) -> list[Any]:
+    """Show the findings that there are."""
+    there = [finding for finding in findings if finding.available]
+    return [Findings(there)] if there else [Note("No analysis of this run has a finding yet.")]
+
+
 def _plain(value: Any) -> Any:
     """Make numbers fit for JSON: what is not finite becomes null."""
     if isinstance(value, Mapping):
@@ -280,8 +386,9 @@ def _sample(
     confounds: Sequence[Path | str],
     subjects: Sequence[str],
     excluded: Mapping[str, str],
-    entry: str,
 ) -> list[Any]:
+    if not subjects and not excluded:
+        return []
     blocks: list[Any] = [
         Paragraph(
             f"{count(len(subjects), 'subject')} analysed: {join([str(s) for s in subjects])}."
@@ -305,7 +412,6 @@ def _sample(
         label = Path(path).name.split("_", 1)[0].removeprefix("sub-")
         motion.setdefault(label, []).append(run)
     if not betas:
-        blocks.append(absence("glm", entry))
         return blocks
     rows = []
     for dataset in betas:

@@ -9,21 +9,23 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from isocortex.report.absence import absence
 from isocortex.report.comparison import (
     Scores,
     comparison_name,
 )
+from isocortex.report.model_tests import model_tests
 from isocortex.report.page import (
     Table,
     capital,
     count,
+    equals,
     interval,
     join,
     number,
     p_value,
     percent,
 )
-from isocortex.report.subject import absence
 from isocortex.report.wording import (
     correction,
     level,
@@ -114,7 +116,7 @@ def _lines(values: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _missing_finding(name: str, title: str, stage: str, entry: str) -> Finding:
-    return Finding(name, title, absence(stage, entry).text, "", [], available=False)
+    return Finding(name, title, absence(stage, entry), "", [], available=False)
 
 
 def rsa_finding(opened: Sequence[xr.Dataset], entry: str) -> Finding:
@@ -167,8 +169,10 @@ def headline_statistic(dataset: xr.Dataset) -> int:
     """
     kind = "identification" if "accuracy" in dataset else "topology"
     names = [str(name) for name in dataset["statistic"].values]
-    values = dataset["accuracy" if kind == "identification" else "score"].values
-    has_value = np.isfinite(values.reshape(len(names), -1)).any(axis=1)
+    values = dataset["accuracy" if kind == "identification" else "score"].transpose(
+        "statistic", ...
+    )
+    has_value = np.isfinite(values.values.reshape(len(names), -1)).any(axis=1)
     for name in HEADLINES[kind]:
         if name in names and has_value[names.index(name)]:
             return names.index(name)
@@ -190,7 +194,7 @@ def identification_finding(opened: Sequence[xr.Dataset], entry: str) -> Finding:
     """Say how well regions are identified by the first identification store."""
     title = "Regions identified by topology (tRSA)"
     if not opened:
-        return _missing_finding("identification", title, "models", entry)
+        return _missing_finding("identification", title, "identification", entry)
     dataset = opened[0]
     if not np.isfinite(dataset["accuracy"].values).any():
         return Finding(
@@ -213,16 +217,12 @@ def identification_finding(opened: Sequence[xr.Dataset], entry: str) -> Finding:
             "p": float(p[row]),
         }
 
-    bounds = (
-        f"[{number(100 * low[index], 0)}, {number(100 * high[index], 0)}]%"
-        if np.isfinite(low[index]) and np.isfinite(high[index])
-        else "no interval"
-    )
     text = (
-        f"{names[index]} identifies {percent(accuracy[index])} {bounds} of the regions of left-out "
+        f"{names[index]} identifies {percent(accuracy[index])} "
+        f"{_percent_interval(low[index], high[index])} of the regions of left-out "
         "subjects; "
         f"chance is {percent(chance)}"
-        + (f", p {_equals(p[index])}." if np.isfinite(p[index]) else "; no p-value was computed.")
+        + (f", p {equals(p[index])}." if np.isfinite(p[index]) else "; no p-value was computed.")
     )
     values: dict[str, Any] = {
         "task": str(dataset.attrs["task"]),
@@ -253,14 +253,69 @@ def identification_finding(opened: Sequence[xr.Dataset], entry: str) -> Finding:
     return Finding("identification", title, text, detail, values)
 
 
+def layers_finding(opened: Sequence[xr.Dataset]) -> list[Finding]:
+    """Say how well layers are identified without and with the most noise, if they were."""
+    title = "Network layers identified across seeds"
+    if not opened:
+        return []
+    dataset = opened[0]
+    accuracy, low, high = (
+        np.asarray(dataset[key].values, dtype=float)
+        for key in ("accuracy", "accuracy_low", "accuracy_high")
+    )
+    if not np.isfinite(accuracy).any():
+        why = dataset.attrs.get("flag") or "no accuracy is finite"
+        return [Finding("layers", title, f"Layers were not identified: {why}.", "", [], False)]
+    names = [str(name) for name in dataset["statistic"].values]
+    noise = np.asarray(dataset["noise"].values, dtype=float)
+    index = headline_statistic(dataset)
+    chance = float(dataset.attrs["chance"])
+
+    def at(level_index: int, row: int) -> str:
+        return (
+            f"{percent(accuracy[level_index, row])} "
+            f"{_percent_interval(low[level_index, row], high[level_index, row])}"
+        )
+
+    rows = [index, *([names.index("rdm")] if "rdm" in names and names[index] != "rdm" else [])]
+    text = "; ".join(
+        f"{names[row]} identifies {at(0, row)} of the layers of left-out seeds"
+        + (f" at {noise[0]:g} SD of noise and {at(-1, row)} at {noise[-1]:g}" * (len(noise) > 1))
+        for row in rows
+    )
+    return [
+        Finding(
+            "layers",
+            title,
+            f"{text}; chance is {percent(chance)}.",
+            f"{count(dataset.sizes['seed'], 'seed')}, {count(dataset.sizes['layer'], 'layer')} of "
+            f"{dataset.attrs['network']} ({dataset.attrs['measure']}) [{level(dataset)} interval].",
+            {
+                "network": str(dataset.attrs["network"]),
+                "measure": str(dataset.attrs["measure"]),
+                "chance": chance,
+                "noise": noise.tolist(),
+                "statistics": {
+                    names[row]: {
+                        "accuracy": accuracy[:, row].tolist(),
+                        "interval": np.stack([low[:, row], high[:, row]], axis=1).tolist(),
+                    }
+                    for row in rows
+                },
+            },
+        )
+    ]
+
+
+def _percent_interval(low: float, high: float) -> str:
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return "no interval"
+    return f"[{number(100 * low, 0)}, {number(100 * high, 0)}]%"
+
+
 def no_identification(dataset: xr.Dataset) -> str:
     """Say why an identification store holds no accuracy."""
     return f"regions were not identified: {dataset.attrs.get('flag') or 'no accuracy is finite'}"
-
-
-def _equals(p: float) -> str:
-    text = p_value(p)
-    return text if text.startswith("<") else f"= {text}"
 
 
 def encoding_finding(opened: Sequence[xr.Dataset], entry: str) -> Finding:
@@ -297,9 +352,11 @@ def encoding_finding(opened: Sequence[xr.Dataset], entry: str) -> Finding:
 def views_table(opened: Mapping[str, Sequence[xr.Dataset]]) -> list[Any]:
     """Best predictor of each region under the three views, side by side."""
     views: dict[str, dict[str, str]] = {}
+    against: dict[str, str] = {}
     if opened["scores"]:
         scores = rsa_scores(opened["scores"][0])
         views["RSA"] = dict(zip(scores.regions, scores.best))
+        against = _runner_up_p(opened["scores"][0], scores)
     if opened["topology"]:
         dataset = opened["topology"][0]
         index = headline_statistic(dataset)
@@ -318,13 +375,41 @@ def views_table(opened: Mapping[str, Sequence[xr.Dataset]]) -> list[Any]:
     for region in regions:
         cells = [view.get(region) or "no score" for view in views.values()]
         agreement = len(set(cells)) == 1
-        rows.append([region, *cells, "all agree" if agreement else "differ"])
+        rows.append(
+            [
+                region,
+                *cells,
+                "all agree" if agreement else "differ",
+                *([against.get(region, "n/a")] if against else []),
+            ]
+        )
+    tested = (
+        "RSA, p: the best layer against the second, two-sided, "
+        f"{correction(opened['scores'][0])} over the pairs of a region."
+        if against
+        else "A difference between two layers is not tested here."
+    )
     return [
         Table(
             "Best model layer of each region under each view",
-            ("Region", *views, "Agreement"),
+            ("Region", *views, "Agreement", *(["RSA, p against the second"] if against else [])),
             rows,
-            "The layer with the highest mean over subjects; a difference between two layers is not "
-            "tested here.",
+            f"The layer with the highest mean over subjects. {tested}",
         )
     ]
+
+
+def _runner_up_p(dataset: xr.Dataset, scores: Scores) -> dict[str, str]:
+    """p-value of the best layer against the second by region; empty where none was computed."""
+    tests = model_tests(dataset)
+    if not np.isfinite(tests.difference_p).any():
+        return {}
+    found = {}
+    for column, (region, best) in enumerate(zip(scores.regions, scores.best)):
+        if best not in scores.predictors:
+            continue
+        row = scores.predictors.index(best)
+        second = scores.runner_up(column)
+        if second is not None:
+            found[region] = p_value(tests.difference_p[row, second, column])
+    return found

@@ -26,18 +26,36 @@ def flags_section(
     excluded: Mapping[str, str],
     stimuli: Mapping[str, Path | str],
     choices: ReportOptions,
+    left_out: Sequence[Sequence[str]] = (),
 ) -> list[Any]:
-    """Collect what is absent or needs care, out of the stores themselves."""
+    """Collect what is absent or needs care, out of the stores themselves.
+
+    Parameters
+    ----------
+    opened
+        Stores by kind.
+    excluded
+        Reason by excluded subject.
+    stimuli
+        Image file by stimulus id.
+    choices
+        Options of the report.
+    left_out
+        Parts that the report leaves out, with the reason.
+    """
     rows: list[list[str]] = [
         ["Excluded subject", f"sub-{key}", why] for key, why in sorted(excluded.items())
     ]
+    rows += [["Not part of this report", *row] for row in left_out]
     for kind, key in (
         ("scores", "p"),
         ("identification", "p"),
         ("topology", "p"),
         ("encoding_summary", "p"),
+        ("partition", "p"),
+        ("dependence", "p"),
     ):
-        for dataset in opened[kind]:
+        for dataset in opened.get(kind, ()):
             values = np.asarray(dataset[key].values)
             absent = int((~np.isfinite(values)).sum())
             if absent:
@@ -50,8 +68,8 @@ def flags_section(
                         + (", too few for this test" if absent == values.size else ""),
                     ]
                 )
-    for kind in ("scores", "identification", "topology", "searchlight", "encoding"):
-        for dataset in opened[kind]:
+    for kind in _NAMES:
+        for dataset in opened.get(kind, ()):
             rows += [
                 ["Said by the analysis", _name(kind, dataset), text] for text in _said(dataset)
             ]
@@ -132,7 +150,13 @@ def flags_section(
             )
         ]
     return [
-        Table("Flagged and skipped", ("What", "Where", "Detail"), rows, collapsed=len(rows) > 30)
+        Table(
+            "Flagged and skipped",
+            ("What", "Where", "Detail"),
+            rows,
+            collapsed=len(rows) > 30,
+            wrap=True,
+        )
     ]
 
 
@@ -142,22 +166,30 @@ def _said(dataset: xr.Dataset) -> list[str]:
     flags = attrs.get("flags") or []
     said = [flags] if isinstance(flags, str) else [str(flag) for flag in flags]
     said += [str(attrs[key]) for key in ("flag", "warning") if attrs.get(key)]
-    for key in ("regions_left_out", "left_out"):
+    for key in ("regions_left_out", "layers_left_out", "left_out"):
         if isinstance(attrs.get(key), Mapping):
             said += [f"{name} left out: {why}" for name, why in attrs[key].items()]
-    return said
+    return list(dict.fromkeys(said))
+
+
+_NAMES = {
+    "scores": "RSA",
+    "partition": "variance partitioning",
+    "identification": "region identification",
+    "topology": "topological RSA",
+    "layers": "layer identification",
+    "dependence": "geo-topological dependence",
+    "persistence": "persistent homology",
+    "searchlight": "searchlight",
+    "searchlight_surface": "surface searchlight",
+    "encoding": "encoding",
+    "encoding_summary": "encoding",
+}
 
 
 def _name(kind: str, dataset: xr.Dataset) -> str:
-    name = {
-        "scores": "RSA",
-        "identification": "region identification",
-        "topology": "topological RSA",
-        "searchlight": "searchlight",
-        "encoding": "encoding",
-        "encoding_summary": "encoding",
-    }[kind]
-    where = [str(dataset.attrs[key]) for key in ("model", "measure") if key in dataset.attrs]
+    keys = ("model", "network", "measure")
+    where = [str(dataset.attrs[key]) for key in keys if key in dataset.attrs]
     if "subject" in dataset.attrs:
         where.append(f"subject {dataset.attrs['subject']}")
-    return ", ".join([name, *where])
+    return ", ".join([_NAMES[kind], *where])

@@ -1,113 +1,165 @@
-"""Model layers against regions in the study's report: RSA, encoding and searchlights."""
+"""Model layers against regions by RSA in the study's report: scores, ceilings, tests."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from isocortex import store
-from isocortex.report.brain import Grid
-from isocortex.report.comparison import (
-    Scores,
-    comparison_figure,
-    comparison_name,
-)
-from isocortex.report.maps import LayerMaps, average_encoding, layer_pictures
+from isocortex.report.bars import BarPanel, bars_figure
+from isocortex.report.comparison import Scores, comparison_figure, comparison_name
+from isocortex.report.drawing import predictor_colours
+from isocortex.report.model_tests import ALPHA, ModelTests, choose_predictors, model_tests
 from isocortex.report.options import ReportOptions
 from isocortex.report.page import (
     Heading,
     Note,
-    Paragraph,
     Picture,
     Table,
     capital,
     count,
-    join,
+    equals,
+    interval,
     number,
-    percent,
+    p_value,
 )
-from isocortex.report.study_findings import encoding_scores, rsa_scores
-from isocortex.report.subject import absence
-from isocortex.report.wording import (
-    corrected_header,
-    level,
-    radius_text,
-    resampled,
-)
+from isocortex.report.study_findings import rsa_scores
+from isocortex.report.wording import corrected_header, correction, level, resampled
+
+MOST_BARS = 12
+"""Bars a panel holds with legible names."""
 
 
-def models_section(opened: Sequence[xr.Dataset], choices: ReportOptions, entry: str) -> list[Any]:
+def models_section(opened: Sequence[xr.Dataset], choices: ReportOptions) -> list[Any]:
     """Scores of model layers by RSA, for each task and measure."""
-    if not opened:
-        return [absence("models", entry)]
     blocks: list[Any] = []
     for dataset in opened:
         measure, task = str(dataset.attrs["measure"]), str(dataset.attrs["task"])
-        comparisons = [str(name) for name in dataset["comparison"].values]
         if len(opened) > 1:
             blocks.append(Heading(f"{measure}, task {task}"))
-        scores = rsa_scores(dataset)
-        label = comparison_name(comparisons[0])
-        shown = _with_scores(scores)[: choices.max_regions_shown]
+        scores, tests = rsa_scores(dataset), model_tests(dataset)
+        shown = scores.regions_with_scores()[: choices.max_regions_shown]
         if not shown:
             blocks.append(Note("No region has a score, so there is no figure."))
             continue
-        more = (
-            f" The first {len(shown)} of {len(scores.regions)} regions are shown."
-            if len(shown) < len(scores.regions)
-            else ""
-        )
-        blocks.append(
-            Picture(
-                [comparison_figure(scores, label=comparisons[0].replace("_", " "), shown=shown)],
-                "Scores of each model layer in each region with noise ceilings; the best is "
-                + "; ".join(f"{r}: {b}" for r, b in zip(scores.regions, scores.best) if r in shown)
-                + ".",
-                f"Model comparison ({measure})",
-                f"{capital(label)}, without unit. Points: mean over "
-                f"{count(len(scores.subjects), 'subject')}; "
-                f"{_bootstrap_text(dataset)}; small dots: subjects; grey band: lower to upper "
-                f"noise ceiling.{more}",
-            )
-        )
-        blocks.append(
-            Table(
-                f"Best model layer by RSA ({measure}, {comparisons[0].replace('_', ' ')})",
-                (
-                    "Region",
-                    "Best layer",
-                    f"Score [{level(dataset)} interval]",
-                    "Noise ceiling",
-                    corrected_header(dataset),
-                    "Runner-up",
-                ),
-                scores.best_rows(),
-            )
-        )
-        if len(comparisons) > 1:
-            rows = [
-                [
-                    region,
-                    *(
-                        str(dataset["best_predictor"].values[c, r]) or "no score"
-                        for c in range(len(comparisons))
-                    ),
-                ]
-                for r, region in enumerate(scores.regions)
-            ]
-            blocks.append(
-                Table(
-                    f"Best layer by comparison ({measure})",
-                    ("Region", *(comparison_name(name) for name in comparisons)),
-                    rows,
-                    "Whether the answer depends on how RDMs are compared.",
-                )
-            )
+        if len(scores.predictors) > MOST_BARS:
+            blocks.append(_overview(dataset, scores, shown))
+        blocks.append(_bars(dataset, scores, tests, shown))
+        blocks.append(_best_table(dataset, scores, tests))
+        blocks.append(_all_table(dataset, scores, tests))
+        blocks += _ceiling_table(dataset, tests)
+        blocks += _by_comparison(dataset, scores)
     return blocks
+
+
+def _overview(dataset: xr.Dataset, scores: Scores, shown: Sequence[str]) -> Picture:
+    comparison = str(dataset["comparison"].values[0])
+    return Picture(
+        [comparison_figure(scores, label=comparison.replace("_", " "), shown=shown)],
+        "Scores of each model layer in each region with noise ceilings; the best is "
+        + "; ".join(f"{r}: {b}" for r, b in zip(scores.regions, scores.best) if r in shown)
+        + ".",
+        f"All model layers ({dataset.attrs['measure']})",
+        f"{capital(comparison_name(comparison))}, without unit. Points: mean over "
+        f"{count(len(scores.subjects), 'subject')}; "
+        f"{_bootstrap_text(dataset)}; small dots: subjects; grey band: lower to upper "
+        f"noise ceiling.{_more(shown, scores)}",
+    )
+
+
+def _more(shown: Sequence[str], scores: Scores) -> str:
+    if len(shown) == len(scores.regions):
+        return ""
+    return f" The first {len(shown)} of {len(scores.regions)} regions are shown."
+
+
+def _bars(dataset: xr.Dataset, scores: Scores, tests: ModelTests, shown: Sequence[str]) -> Picture:
+    """Draw the scores with the tests; the best layer of each model where there are many."""
+    comparison = str(dataset["comparison"].values[0])
+    colours = predictor_colours(scores.predictors)
+    models = [str(name) for name in dataset["model"].values]
+    panels = []
+    for region in shown:
+        column = scores.regions.index(region)
+        rows = choose_predictors(scores.mean[:, column], models, tests.kind, most=MOST_BARS)
+        panels.append(
+            BarPanel(
+                title=region,
+                names=[scores.predictors[row] for row in rows],
+                kinds=[tests.kind[row] for row in rows],
+                colours=[colours[scores.predictors[row]] for row in rows],
+                mean=scores.mean[rows, column],
+                low=scores.low[rows, column],
+                high=scores.high[rows, column],
+                subjects=scores.score[rows, column],
+                ceiling=tests.ceiling[:, column],
+                ceiling_interval=tests.ceiling_interval[..., column],
+                above_zero=_significant(tests.p_chosen[rows, column]),
+                below_ceiling=[
+                    # A score over the ceiling differs from it, too, but is not below it.
+                    None if found is None else found and bool(scores.mean[row, column] < low)
+                    for row, found, low in zip(
+                        rows,
+                        _significant(tests.p_ceiling[rows, column]),
+                        np.repeat(tests.ceiling[0, column], len(rows)),
+                    )
+                ],
+                wins=tests.wins(column)[np.ix_(rows, rows)],
+            )
+        )
+    few = len(scores.predictors) <= MOST_BARS
+    return Picture(
+        [bars_figure(panels, label=comparison.replace("_", " "))],
+        "Bars of model scores by region with noise ceilings and tests; the highest is "
+        + "; ".join(f"{p.title}: {p.names[int(np.argmax(p.mean))]}" for p in panels)
+        + ".",
+        f"Model comparison ({dataset.attrs['measure']})",
+        f"{capital(comparison_name(comparison))}, without unit"
+        + (". " if few else "; the best layer of each model in each region, chosen on these data. ")
+        + f"Bars: mean over {count(len(scores.subjects), 'subject')}; "
+        f"{_bootstrap_text(dataset)}; circles: subjects; grey band: lower to upper noise ceiling"
+        + _ceiling_text(tests)
+        + ". "
+        + _tests_text(dataset, tests)
+        + _more(shown, scores),
+    )
+
+
+def _significant(p: np.ndarray) -> list[bool | None]:
+    return [None if not np.isfinite(value) else bool(value < ALPHA) for value in p]
+
+
+def _ceiling_text(tests: ModelTests) -> str:
+    if not np.isfinite(tests.ceiling_interval).any():
+        return ""
+    return ", with their intervals at its right end"
+
+
+def _tests_text(dataset: xr.Dataset, tests: ModelTests) -> str:
+    n = count(dataset.sizes["subject"], "subject")
+    words = []
+    if np.isfinite(tests.p_chosen).any():
+        words.append(
+            f"Filled dots under the bars: above 0 at p < 0.05, one-sided, {correction(dataset)}"
+            + (
+                "; below the lower noise ceiling at p < 0.05, two-sided, not corrected."
+                if np.isfinite(tests.p_ceiling).any()
+                else "."
+            )
+        )
+    else:
+        words.append(f"No test against 0 with {n}.")
+    if np.isfinite(tests.difference_p).any():
+        words.append(
+            "Wings over the bars: the dotted predictor is better than those with a tick, "
+            f"p < 0.05, two-sided, {correction(dataset)} over the pairs of a region"
+            + ("." if (tests.difference_p < ALPHA).any() else " (there is none).")
+        )
+    else:
+        words.append("No test between predictors.")
+    return " ".join(words)
 
 
 def _bootstrap_text(dataset: xr.Dataset) -> str:
@@ -119,187 +171,155 @@ def _bootstrap_text(dataset: xr.Dataset) -> str:
     )
 
 
-def _with_scores(scores: Scores) -> list[str]:
+_P_COLUMNS = (
+    ("p", "p", "one-sided against 0"),
+    ("p_fdr", "p FDR", "false discovery rate over all predictors and regions"),
+    ("p_fwe", "p FWE", "family-wise over all predictors and regions (Holm)"),
+    ("p_permutation", "p perm.", "by permuted stimulus labels"),
+    ("p_ceiling", "p ceiling", "two-sided against the lower noise ceiling"),
+)
+
+
+def _p_columns(dataset: xr.Dataset, tests: ModelTests) -> list[tuple[np.ndarray, str, str]]:
+    """Values, head and meaning of the p-values that the store has."""
+    found = [(getattr(tests, key), head, meaning) for key, head, meaning in _P_COLUMNS]
+    if not np.isfinite(tests.p_fwe).any():
+        meaning = f"one-sided against 0, {correction(dataset)}"
+        found.insert(1, (tests.p_chosen, corrected_header(dataset), meaning))
+    return [column for column in found if np.isfinite(column[0]).any()]
+
+
+def _p_caption(columns: Sequence[tuple[np.ndarray, str, str]]) -> str:
+    if not columns:
+        return ""
+    return "; ".join(f"{head}: {meaning}" for _, head, meaning in columns) + "."
+
+
+def _best_table(dataset: xr.Dataset, scores: Scores, tests: ModelTests) -> Table:
+    """Best layer of each region with its tests and the test against the runner-up."""
+    columns = _p_columns(dataset, tests)
+    if len(columns) > 1:
+        # Beside the corrected ones; the table of all predictors has it.
+        columns = [column for column in columns if column[1] != "p"]
+    against = np.isfinite(tests.difference_p).any()
+    rows = []
+    for c, (region, best) in enumerate(zip(scores.regions, scores.best)):
+        if best not in scores.predictors:
+            rows.append([region, "no score", *["n/a"] * (3 + len(columns))])
+            continue
+        b = scores.predictors.index(best)
+        second = scores.runner_up(c)
+        cells = [
+            region,
+            best,
+            f"{number(scores.mean[b, c])} {interval(scores.low[b, c], scores.high[b, c])}",
+            " – ".join(number(value) for value in tests.ceiling[:, c]),
+            *(p_value(values[b, c]) for values, _, _ in columns),
+            "none"
+            if second is None
+            else f"{scores.predictors[second]} ({number(scores.mean[second, c])}"
+            + (f"; p {equals(tests.difference_p[b, second, c])})" if against else ")"),
+        ]
+        rows.append(cells)
+    name = str(dataset["comparison"].values[0]).replace("_", " ")
+    return Table(
+        f"Best model layer by RSA ({dataset.attrs['measure']}, {name})",
+        (
+            *("Region", "Best layer", f"Score [{level(dataset)} interval]", "Noise ceiling"),
+            *(head for _, head, _ in columns),
+            "Runner-up (score; p)" if against else "Runner-up",
+        ),
+        rows,
+        " ".join(
+            filter(
+                None,
+                [
+                    _p_caption(columns),
+                    "Runner-up: p of the best layer against it, two-sided, "
+                    f"{correction(dataset)} over the pairs of a region."
+                    if against
+                    else "",
+                ],
+            )
+        ),
+    )
+
+
+def _all_table(dataset: xr.Dataset, scores: Scores, tests: ModelTests) -> Table:
+    columns = _p_columns(dataset, tests)
+    kinds = set(tests.kind) != {"fixed"}
+    rows = [
+        [
+            region,
+            predictor,
+            *([tests.kind[r]] if kinds else []),
+            f"{number(scores.mean[r, c], 3)} {interval(scores.low[r, c], scores.high[r, c], 3)}",
+            *(p_value(values[r, c]) for values, _, _ in columns),
+        ]
+        for c, region in enumerate(scores.regions)
+        for r, predictor in enumerate(scores.predictors)
+        if np.isfinite(scores.mean[r, c])
+    ]
+    return Table(
+        f"Scores of all predictors ({dataset.attrs['measure']})",
+        (
+            *("Region", "Predictor"),
+            *(["Kind"] if kinds else []),
+            f"Score [{level(dataset)} interval]",
+            *(head for _, head, _ in columns),
+        ),
+        rows,
+        _p_caption(columns),
+        collapsed=True,
+    )
+
+
+def _ceiling_table(dataset: xr.Dataset, tests: ModelTests) -> list[Table]:
+    """Noise ceilings with their intervals, where the store has more than the two numbers."""
+    if not (np.isfinite(tests.ceiling_interval).any() or np.isfinite(tests.ceiling_cv).any()):
+        return []
+    rows = [
+        [
+            str(region),
+            *(
+                f"{number(tests.ceiling[end, c])} {interval(*tests.ceiling_interval[end, :, c])}"
+                for end in (0, 1)
+            ),
+            *(number(tests.ceiling_cv[end, c]) for end in (0, 1)),
+        ]
+        for c, region in enumerate(dataset["region"].values)
+    ]
     return [
-        region
-        for index, region in enumerate(scores.regions)
-        if np.isfinite(scores.mean[:, index]).any()
+        Table(
+            f"Noise ceilings ({dataset.attrs['measure']})",
+            (
+                "Region",
+                f"Lower [{level(dataset)} interval]",
+                f"Upper [{level(dataset)} interval]",
+                "Lower, cross-validated",
+                "Upper, cross-validated",
+            ),
+            rows,
+            "Lower: mean score of the other subjects' mean RDM; upper: that of all subjects' mean "
+            "RDM. Cross-validated: on held-out stimuli, the ceilings of fitted models.",
+            collapsed=True,
+        )
     ]
 
 
-def encoding_section(
-    opened: Sequence[xr.Dataset], encoding: Sequence[Path | str], choices: ReportOptions, entry: str
-) -> list[Any]:
-    """Encoding scores by region, and the group's maps."""
-    if not opened and not encoding:
-        return [absence("encoding", entry)]
-    blocks: list[Any] = []
-    for dataset in opened:
-        task = str(dataset.attrs["task"])
-        if len(opened) > 1:
-            blocks.append(Heading(f"Task {task}"))
-        scores = encoding_scores(dataset)
-        shown = _with_scores(scores)[: choices.max_regions_shown]
-        if not shown:
-            blocks.append(Note("No region has an encoding score, so there is no figure."))
-            continue
-        blocks.append(
-            Picture(
-                [comparison_figure(scores, label="held-out r", shown=shown)],
-                "Encoding scores of each model layer in each region; the best is "
-                + "; ".join(f"{r}: {b}" for r, b in zip(scores.regions, scores.best) if r in shown)
-                + ".",
-                "Encoding by region",
-                "Pearson correlation r of predicted and measured responses in held-out trials, "
-                f"mean over the region's responsive voxels. Points: mean over "
-                f"{count(len(scores.subjects), 'subject')}; "
-                f"lines: {level(dataset)} interval; small dots: subjects."
-                + _responsive_text(dataset),
-            )
+def _by_comparison(dataset: xr.Dataset, scores: Scores) -> list[Table]:
+    comparisons = [str(name) for name in dataset["comparison"].values]
+    if len(comparisons) < 2:
+        return []
+    best = dataset["best_predictor"].values
+    return [
+        Table(
+            f"Best layer by comparison ({dataset.attrs['measure']})",
+            ("Region", *(comparison_name(name) for name in comparisons)),
+            [
+                [region, *(str(name) or "no score" for name in best[:, r])]
+                for r, region in enumerate(scores.regions)
+            ],
+            "Whether the answer depends on how RDMs are compared.",
         )
-        normalised = np.asarray(dataset["score_normalised"].values)
-        voxels = np.asarray(dataset["n_voxels"].values)
-        rows = []
-        for column, cells in enumerate(scores.best_rows()):
-            row = scores.predictors.index(cells[1]) if cells[1] in scores.predictors else None
-            value = normalised[row, column] if row is not None else np.array([np.nan])
-            value = value[np.isfinite(value)]
-            rows.append(
-                [
-                    *cells[:3],
-                    number(float(value.mean())) if value.size else "n/a",
-                    *cells[3:],
-                    f"{voxels[column].min():,}"
-                    if voxels[column].min() == voxels[column].max()
-                    else f"{voxels[column].min():,} – {voxels[column].max():,}",
-                ]
-            )
-        blocks.append(
-            Table(
-                "Best model layer by encoding",
-                (
-                    "Region",
-                    "Best layer",
-                    f"r [{level(dataset)} interval]",
-                    "r / ceiling",
-                    corrected_header(dataset),
-                    "Runner-up",
-                    "Voxels a subject",
-                ),
-                rows,
-                "r / ceiling: divided by the highest correlation that the noise allows, where that "
-                "is known.",
-            )
-        )
-    if not opened:
-        blocks.append(Note("There is no summary by region, because the study has no regions."))
-    blocks += _encoding_maps(encoding, opened, choices)
-    return blocks
-
-
-def _responsive_text(dataset: xr.Dataset) -> str:
-    """Say which voxels count as responsive, and for whom that is not known."""
-    share = percent(float(dataset.attrs["responsive_ceiling"]))
-    text = f" Responsive: at least {share} of the single-trial variance can be explained"
-    without = [str(subject) for subject in dataset.attrs["subjects_without_ceiling"]]
-    if not without:
-        return f"{text}."
-    who = f"subject{'s' * (len(without) > 1)} {join(without)}"
-    return f"{text}; of {who} every voxel counts, because no stimulus repeats."
-
-
-def _encoding_maps(
-    encoding: Sequence[Path | str], opened: Sequence[xr.Dataset], choices: ReportOptions
-) -> list[Any]:
-    """Draw the maps of the model that is best in most regions; name the others."""
-    groups: dict[tuple[str, str], list[Path | str]] = {}
-    for path in encoding:
-        attrs = store.open(path, "encoding").attrs
-        groups.setdefault((str(attrs["task"]), str(attrs["model"])), []).append(path)
-    if not groups:
-        return [Note("No encoding stores of the subjects were given, so there are no maps.")]
-    blocks: list[Any] = []
-    for task in dict.fromkeys(task for task, _ in groups):
-        models = [model for other, model in groups if other == task]
-        wins = dict.fromkeys(models, 0)
-        for dataset in opened:
-            if str(dataset.attrs["task"]) == task:
-                for name in dataset["best_predictor"].values:
-                    model = str(name).split("/", 1)[0]
-                    if model:  # a region without a score has none
-                        wins[model] = wins.get(model, 0) + 1
-        chosen = max(models, key=lambda model: wins[model])
-        blocks.append(Heading(f"Maps, task {task}"))
-        if len(models) > 1:
-            blocks.append(
-                Paragraph(
-                    f"Maps are drawn for {chosen}, the best model in {wins[chosen]} of "
-                    f"{sum(wins.values())} "
-                    f"regions; the subject reports have those of "
-                    f"{join([model for model in models if model != chosen])} too."
-                )
-            )
-        paths = groups[task, chosen]
-        maps = average_encoding(paths)
-        if isinstance(maps, str):
-            blocks.append(Note(maps))
-            continue
-        who = f"mean over {count(maps.n, 'subject')} at voxels that all have"
-        blocks += layer_pictures(
-            maps,
-            what=f"Encoding by {chosen}",
-            score="held-out correlation r",
-            threshold=choices.encoding_threshold,
-            slices=choices.slices,
-            surface=choices.surface,
-            who=who,
-        )
-    return blocks
-
-
-def searchlight_section(
-    opened: Sequence[xr.Dataset], choices: ReportOptions, entry: str
-) -> list[Any]:
-    """Maps of the group's searchlights."""
-    if not opened:
-        return [absence("searchlight", entry)]
-    blocks: list[Any] = []
-    for dataset in opened:
-        n = np.asarray(dataset["n_subjects"].values)
-        if not n.size or n.max() < 1:
-            blocks.append(Note(f"Task {dataset.attrs['task']}: no centre has a score."))
-            continue
-        people = (
-            count(int(n.max()), "subject")
-            if n.min() == n.max()
-            else f"{n.min()} to {n.max()} subjects"
-        )
-        p = np.asarray(dataset["p_corrected"].values)
-        if np.isfinite(p).any():
-            below = int((np.nanmin(np.where(np.isfinite(p), p, 1), axis=0) < 0.05).sum())
-            blocks.append(
-                Paragraph(
-                    f"{below:,} of {p.shape[1]:,} centres are above 0 for at least one predictor "
-                    "at p < 0.05, corrected over centres but not over the "
-                    f"{count(p.shape[0], 'predictor')}; the maps show every centre over the "
-                    "display threshold."
-                )
-            )
-        else:
-            blocks.append(Note(f"No p-values with {people}: the maps describe and do not test."))
-        maps = LayerMaps(
-            Grid.of(dataset),
-            [str(name) for name in dataset["predictor"].values],
-            np.asarray(dataset["mean"].values),
-            int(n.max()),
-        )
-        blocks += layer_pictures(
-            maps,
-            what="Searchlight RSA",
-            score=comparison_name(str(dataset.attrs["comparison"])),
-            threshold=choices.searchlight_threshold,
-            slices=choices.slices,
-            who=f"mean over {people}, task {dataset.attrs['task']}, radius "
-            f"{radius_text(dataset.attrs['radius'])}",
-        )
-    return blocks
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from isocortex.report.matrices import (
     confusion_figure,
     threshold_grid_figure,
 )
-from isocortex.report.options import ReportOptions
 from isocortex.report.page import (
     Heading,
     Note,
@@ -29,7 +28,6 @@ from isocortex.report.page import (
     percent,
 )
 from isocortex.report.study_findings import headline_statistic, no_identification
-from isocortex.report.subject import absence
 from isocortex.report.wording import (
     level,
     resampled,
@@ -39,17 +37,9 @@ from isocortex.report.wording import (
 def topology_section(
     identification: Sequence[xr.Dataset],
     topology: Sequence[xr.Dataset],
-    choices: ReportOptions,
-    entry: str,
 ) -> list[Any]:
     """Region identification and model layers by the geo-topological statistics."""
-    if not identification and not topology:
-        return [absence("models", entry)]
     blocks: list[Any] = []
-    if not identification:
-        blocks.append(
-            Note("Regions were not identified: this needs at least two subjects and regions.")
-        )
     for dataset in identification:
         if len(identification) > 1:
             blocks.append(
@@ -159,37 +149,95 @@ def _identification(dataset: xr.Dataset) -> list[Any]:
                 f"{setting}; geodesics: {dataset.attrs['geodesic']}.",
             )
         )
-    if grid.size:
-        top = grid[int(np.nanargmax(accuracy[grid]))]
-        lower, upper = (np.asarray(dataset[key].values, dtype=float) for key in ("lower", "upper"))
-        blocks.append(
-            Picture(
-                [threshold_grid_figure(lower[grid], upper[grid], accuracy[grid], chance=chance)],
-                f"Heat map of identification accuracy over {grid.size} threshold pairs; from "
-                f"{percent(float(np.nanmin(accuracy[grid])))} to "
-                f"{percent(float(np.nanmax(accuracy[grid])))}.",
-                "Identification accuracy over the geo-topological thresholds",
-                f"RGTM(l, u) on {grid.size} threshold pairs ({setting}); colours start at chance "
-                f"({percent(chance)}). n = {n_subjects} subjects × {n_regions} regions. The "
-                "highest cell, "
-                f"{names[top]} with {percent(accuracy[top])}, is chosen on these data and so "
-                "biased upwards: "
-                "the statistic marked nested is the unbiased figure.",
-                narrow=True,
-            )
+    blocks += _grid_picture(dataset, grid, setting)
+    blocks += _confusions(dataset)
+    return blocks
+
+
+BASELINES = ("rdm", "rank_rdm", "unit_rdm", "rgtm(nested)")
+"""Statistics that a grid of thresholds is judged against."""
+
+
+def baseline_accuracies(names: Sequence[str], accuracy: np.ndarray) -> dict[str, np.ndarray]:
+    """Pick the baselines that have an accuracy.
+
+    Parameters
+    ----------
+    names
+        Statistics.
+    accuracy
+        Shape (panel, statistic).
+
+    Returns
+    -------
+    dict
+        Accuracies by baseline, shape (panel,).
+    """
+    return {
+        name: accuracy[:, names.index(name)]
+        for name in BASELINES
+        if name in names and np.isfinite(accuracy[:, names.index(name)]).all()
+    }
+
+
+def _grid_picture(dataset: xr.Dataset, grid: np.ndarray, setting: str) -> list[Any]:
+    """Draw the accuracies over the thresholds, the baselines beside."""
+    if not grid.size:
+        return []
+    names = [str(name) for name in dataset["statistic"].values]
+    accuracy = np.asarray(dataset["accuracy"].values, dtype=float)
+    chance = float(dataset.attrs["chance"])
+    top = grid[int(np.nanargmax(accuracy[grid]))]
+    lower, upper = (np.asarray(dataset[key].values, dtype=float) for key in ("lower", "upper"))
+    baselines = baseline_accuracies(names, accuracy[None])
+    return [
+        Picture(
+            [
+                threshold_grid_figure(
+                    lower[grid],
+                    upper[grid],
+                    [str(name) for name in dataset["family"].values[grid]],
+                    {"": accuracy[grid]},
+                    chance=chance,
+                    baselines=baselines,
+                )
+            ],
+            f"Heat map of identification accuracy over {grid.size} threshold pairs; from "
+            f"{percent(float(np.nanmin(accuracy[grid])))} to "
+            f"{percent(float(np.nanmax(accuracy[grid])))}.",
+            "Identification accuracy over the geo-topological thresholds",
+            f"RGTM(l, u) on {grid.size} threshold pairs ({setting}), lines between families of "
+            f"pairs; colours start at chance ({percent(chance)}). n = "
+            f"{dataset.sizes['subject']} subjects × {dataset.sizes['region']} regions. Squares in "
+            "the empty half: the baselines on the same scale. The highest cell, "
+            f"{names[top]} with {percent(accuracy[top])}, is chosen on these data and so biased "
+            "upwards: rgtm(nested), chosen inside each left-out subject's fold, is the unbiased "
+            "figure.",
+            narrow=True,
         )
-    else:
-        blocks.append(Note("No grid of thresholds (l, u) was asked for, so there is no heat map."))
+    ]
+
+
+def shown_confusions(names: Sequence[str], accuracy: np.ndarray, headline: int) -> list[int]:
+    """Statistics whose confusions are drawn: RDM, rank RDM and the one that speaks for the rest."""
+    wanted = [names.index(name) for name in ("rdm", "rank_rdm") if name in names]
+    wanted = [index for index in wanted if np.isfinite(accuracy[index])]
+    return [*wanted, *([headline] if headline not in wanted else [])]
+
+
+def _confusions(dataset: xr.Dataset) -> list[Any]:
+    names = [str(name) for name in dataset["statistic"].values]
     confusion = np.asarray(dataset["confusion"].values)
-    wanted = [headline_statistic(dataset)]
-    if "rdm" in names and names.index("rdm") not in wanted:
-        wanted.insert(0, names.index("rdm"))
-    blocks.append(
+    wanted = shown_confusions(
+        names, np.asarray(dataset["accuracy"].values, dtype=float), headline_statistic(dataset)
+    )
+    regions = [str(name) for name in dataset["region"].values]
+    return [
         Picture(
             [
                 confusion_figure(
                     {names[i]: confusion[i] for i in wanted},
-                    [str(name) for name in dataset["region"].values],
+                    regions,
                     [str(name) for name in dataset["predicted"].values],
                 )
             ],
@@ -201,12 +249,65 @@ def _identification(dataset: xr.Dataset) -> list[Any]:
             )
             + ".",
             "Which regions are taken for which",
-            f"Number of left-out subjects (of {n_subjects}) by true and predicted region; colour: "
-            "percent of the "
-            "true region's cases.",
-        )
+            f"Number of left-out subjects (of {dataset.sizes['subject']}) by true and predicted "
+            "region; colour: percent of the true region's cases.",
+        ),
+        rates_table(
+            "Sensitivity and specificity by region",
+            "Region",
+            regions,
+            {
+                names[i]: (
+                    np.asarray(dataset["sensitivity"].values[i], dtype=float),
+                    np.asarray(dataset["specificity"].values[i], dtype=float),
+                )
+                for i in wanted
+            },
+            f"Over {count(dataset.sizes['subject'], 'left-out subject')}.",
+        ),
+    ]
+
+
+def rates_table(
+    title: str,
+    what: str,
+    names: Sequence[str],
+    rates: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    who: str,
+) -> Table:
+    """List sensitivity and specificity of regions or layers.
+
+    Parameters
+    ----------
+    title
+        Title of the table.
+    what
+        Head of the first column.
+    names
+        Regions or layers.
+    rates
+        Sensitivity and specificity by column, each of shape (name,), 0 to 1.
+    who
+        Over how many cases, for the caption.
+    """
+    rows = [
+        [
+            name,
+            *(
+                f"{number(100 * sensitivity[i], 0)} / {number(100 * specificity[i], 0)}"
+                for sensitivity, specificity in rates.values()
+            ),
+        ]
+        for i, name in enumerate(names)
+    ]
+    return Table(
+        title,
+        (what, *rates),
+        rows,
+        f"Sensitivity / specificity, %: share of the cases of a {what.lower()} that are found, and "
+        f"share of the cases of others that are not taken for it. {who}",
+        collapsed=len(rows) > 12,
     )
-    return blocks
 
 
 def _topology_models(dataset: xr.Dataset, *, several: bool) -> list[Any]:

@@ -14,7 +14,8 @@ import xarray as xr
 import isocortex
 from isocortex import bids, store
 from isocortex.errors import InputError
-from isocortex.report.brain import Backdrop, Grid, backdrop, mosaic
+from isocortex.report.absence import ENTRY_TEXT, absence_table
+from isocortex.report.brain import PACKAGED_MESH, Backdrop, Grid, Vertices, backdrop, mosaic
 from isocortex.report.comparison import comparison_name
 from isocortex.report.drawing import (
     QUALITATIVE,
@@ -24,7 +25,7 @@ from isocortex.report.drawing import (
     read_thumbnails,
     report_style,
 )
-from isocortex.report.maps import layer_pictures, subject_maps
+from isocortex.report.maps import LayerMaps, layer_pictures
 from isocortex.report.matrices import order_stimuli, rdm_figure, square
 from isocortex.report.options import ReportOptions
 from isocortex.report.page import (
@@ -55,48 +56,6 @@ from isocortex.report.wording import radius_text, voxel_reason
 
 log = logging.getLogger(__name__)
 
-ENTRY_TEXT = {
-    "bids": "raw BIDS recordings",
-    "derivatives": "preprocessed BIDS derivatives",
-    "betas": "response estimates made elsewhere",
-    "rdms": "dissimilarity matrices made elsewhere",
-}
-
-
-def absence(stage: str, entry: str) -> Note:
-    """Say why a stage has nothing to show.
-
-    Parameters
-    ----------
-    stage
-        "preprocess", "confounds", "glm", "rdms", "regions", "searchlight", "encoding" or "models".
-    entry
-        Where the study enters the chain.
-    """
-    skipped = {
-        "derivatives": ("preprocess",),
-        "betas": ("preprocess", "confounds"),
-        "rdms": ("preprocess", "confounds", "glm", "regions", "searchlight", "encoding"),
-    }
-    if stage in skipped.get(entry, ()):
-        return Note(
-            f"This study starts from {ENTRY_TEXT[entry]}, so this step was not part of the run."
-        )
-    reasons = {
-        "models": "No model was compared: the config names none under features.models.",
-        "encoding": "No encoding model was fitted: the config names none under features.models.",
-        "searchlight": "No searchlight was run: it needs searchlight.run and features.models in "
-        "the config and, for a map of all subjects, a template space.",
-        "confounds": "The study gives no table of confounds.",
-    }
-    return Note(
-        reasons.get(
-            stage,
-            "This step gave no result in this run: it is switched off in the configuration or "
-            "needs an input that the study does not have.",
-        )
-    )
-
 
 def report_subject(
     *,
@@ -112,6 +71,7 @@ def report_subject(
     region_labels: Sequence[Path | str] = (),
     rdms: Sequence[Path | str] = (),
     searchlight: Sequence[Path | str] = (),
+    searchlight_surface: Sequence[Path | str] = (),
     encoding: Sequence[Path | str] = (),
     anatomy: Mapping[str, Path | str] | None = None,
     stimuli: Mapping[str, Path | str] | None = None,
@@ -143,8 +103,8 @@ def report_subject(
         Label images (NIfTI) on the grid of the betas and their tables (index, name), one a task.
     rdms
         RDM stores, one a task and measure.
-    searchlight
-        Searchlight stores, one a task.
+    searchlight, searchlight_surface
+        Searchlight stores of the volume and of the surface, one a task.
     encoding
         Encoding stores, one a task and model.
     anatomy
@@ -173,33 +133,51 @@ def report_subject(
         matrices = [_own(path, "rdms", subject) for path in rdms]
         tasks = list(dict.fromkeys(str(ds.attrs["task"]) for ds in [*opened, *matrices]))
         grounds = _Grounds(anatomy)
-        sections = [
-            Section(
-                "preprocessing", "Preprocessing and registration", _preprocessing(figures, entry)
+        parts = [
+            (
+                "preprocess",
+                Section("preprocessing", "Preprocessing and registration", _preprocessing(figures)),
             ),
-            Section("motion", "Motion and confounds", _confounds(confounds, entry)),
-            Section("design", "Design", _design(opened, entry)),
-            Section("responses", "Responses", _responses(opened, grounds, choices, entry)),
-            Section(
+            ("confounds", Section("motion", "Motion and confounds", _confounds(confounds))),
+            ("glm", Section("design", "Design", _design(opened))),
+            ("glm", Section("responses", "Responses", _responses(opened, grounds, choices))),
+            (
                 "regions",
-                "Regions",
-                _regions(opened, regions, region_labels, rdms, subject, grounds, choices, entry),
+                Section(
+                    "regions",
+                    "Regions",
+                    _regions(opened, regions, region_labels, rdms, subject, grounds, choices),
+                ),
             ),
-            Section(
+            (
                 "rdms",
-                "Dissimilarity matrices",
-                _rdms(rdms, opened, subject, stimuli or {}, choices, entry),
+                Section(
+                    "rdms",
+                    "Dissimilarity matrices",
+                    _rdms(rdms, opened, subject, stimuli or {}, choices),
+                ),
             ),
-            Section(
+            (
                 "searchlight",
-                "Searchlight",
-                _searchlight(searchlight, subject, anatomy, choices, entry),
+                Section(
+                    "searchlight",
+                    "Searchlight",
+                    _searchlight(searchlight, searchlight_surface, subject, anatomy, choices),
+                ),
             ),
-            Section(
-                "encoding", "Encoding models", _encoding(encoding, subject, anatomy, choices, entry)
+            (
+                "encoding",
+                Section(
+                    "encoding", "Encoding models", _encoding(encoding, subject, anatomy, choices)
+                ),
             ),
         ]
-        found = read_manifests([*manifests, *betas, *rdms, *searchlight, *encoding])
+        sections = [section for _, section in parts if section.blocks]
+        if left_out := [(part.title, stage) for stage, part in parts if not part.blocks]:
+            sections.append(Section("notes", "Left out", [absence_table(left_out, entry)]))
+        found = read_manifests(
+            [*manifests, *betas, *rdms, *searchlight, *searchlight_surface, *encoding]
+        )
         versions = package_versions(found)
         last: list[Any] = [provenance_table(found)] if found else [Note("No manifest was given.")]
         sections.append(Section("provenance", "Provenance", [*last, versions_table(versions)]))
@@ -246,22 +224,18 @@ def _own(path: Path | str, spec: str, subject: str) -> xr.Dataset:
     return dataset
 
 
-def _preprocessing(figures: Sequence[Path | str], entry: str) -> list[Any]:
-    if not figures:
-        return [absence("preprocess", entry)]
+def _preprocessing(figures: Sequence[Path | str]) -> list[Any]:
     return [block for directory in figures for block in figure_blocks(directory)]
 
 
-def _confounds(confounds: Sequence[Path | str], entry: str) -> list[Any]:
+def _confounds(confounds: Sequence[Path | str]) -> list[Any]:
     if not confounds:
-        return [absence("confounds", entry)]
+        return []
     runs = [read_confounds(path) for path in confounds]
     return [confounds_table(runs), confounds_figure(runs)]
 
 
-def _design(opened: Sequence[xr.Dataset], entry: str) -> list[Any]:
-    if not opened:
-        return [absence("glm", entry)]
+def _design(opened: Sequence[xr.Dataset]) -> list[Any]:
     blocks: list[Any] = []
     for dataset in opened:
         task = str(dataset.attrs["task"])
@@ -443,10 +417,8 @@ def trial_z(dataset: xr.Dataset) -> np.ndarray:
 
 
 def _responses(
-    opened: Sequence[xr.Dataset], grounds: _Grounds, choices: ReportOptions, entry: str
+    opened: Sequence[xr.Dataset], grounds: _Grounds, choices: ReportOptions
 ) -> list[Any]:
-    if not opened:
-        return [absence("glm", entry)]
     blocks: list[Any] = []
     for dataset in opened:
         if len(opened) > 1:
@@ -586,10 +558,9 @@ def _regions(
     subject: str,
     grounds: _Grounds,
     choices: ReportOptions,
-    entry: str,
 ) -> list[Any]:
     if not regions:
-        return [absence("regions", entry)]
+        return []
     if len(regions) != len(region_labels):
         raise InputError(
             f"{len(regions)} region images and {len(region_labels)} label tables of subject "
@@ -674,10 +645,7 @@ def _rdms(
     subject: str,
     stimuli: Mapping[str, Path | str],
     choices: ReportOptions,
-    entry: str,
 ) -> list[Any]:
-    if not rdms:
-        return [absence("rdms", entry)]
     conditions: dict[str, str] = {}
     for dataset in opened:
         conditions.update(zip(dataset["stimulus"].values, dataset["condition"].values))
@@ -740,30 +708,37 @@ def _rdms(
 
 
 def _searchlight(
-    paths: Sequence[Path | str],
+    volume: Sequence[Path | str],
+    surface: Sequence[Path | str],
     subject: str,
     anatomy: Mapping[str, Path | str] | None,
     choices: ReportOptions,
-    entry: str,
 ) -> list[Any]:
-    if not paths:
-        return [absence("searchlight", entry)]
     blocks: list[Any] = []
-    for path in paths:
-        dataset = _own(path, "searchlight", subject)
+    stores = [(path, "searchlight") for path in volume]
+    stores += [(path, "searchlight_surface") for path in surface]
+    for path, spec in stores:
+        dataset = _own(path, spec, subject)
+        on_surface = spec == "searchlight_surface"
         sizes = np.asarray(dataset["n_voxels"].values)
         radius = radius_text(dataset.attrs["radius"])
+        place = f"on the {dataset.attrs['mesh']} surface" if on_surface else "in the volume"
         blocks.append(
             Paragraph(
-                f"Task {dataset.attrs['task']}: {sizes.size:,} centres, radius {radius}, "
-                f"{int(np.median(sizes))} voxels in the median neighbourhood; RDMs compared with "
-                "the "
-                f"models' by {dataset.attrs['comparison']}."
+                f"Task {dataset.attrs['task']}, {place}: {sizes.size:,} centres, radius {radius}, "
+                f"{int(np.median(sizes))} {'vertices' if on_surface else 'voxels'} in the median "
+                "neighbourhood; RDMs compared with the models' by "
+                f"{comparison_name(str(dataset.attrs['comparison']))}."
             )
         )
+        if on_surface and str(dataset.attrs["mesh"]) != PACKAGED_MESH:
+            blocks.append(Note(f"Maps on {dataset.attrs['mesh']} are beside the store as GIFTI."))
+            continue
+        grid = Vertices.of(dataset) if on_surface else Grid.of(dataset)
+        predictors = [str(name) for name in dataset["predictor"].values]
         blocks += layer_pictures(
-            subject_maps(dataset, predictors=[str(p) for p in dataset["predictor"].values]),
-            what="Searchlight RSA",
+            LayerMaps(grid, predictors, np.asarray(dataset["score"].values), 1),
+            what="Surface searchlight RSA" if on_surface else "Searchlight RSA",
             score=comparison_name(str(dataset.attrs["comparison"])),
             threshold=choices.searchlight_threshold,
             slices=choices.slices,
@@ -778,10 +753,9 @@ def _encoding(
     subject: str,
     anatomy: Mapping[str, Path | str] | None,
     choices: ReportOptions,
-    entry: str,
 ) -> list[Any]:
     if not paths:
-        return [absence("encoding", entry)]
+        return []
     blocks: list[Any] = []
     rows = []
     for path in paths:
@@ -831,8 +805,11 @@ def _encoding(
         dataset = _own(path, "encoding", subject)
         model = str(dataset.attrs["model"])
         blocks += layer_pictures(
-            subject_maps(
-                dataset, predictors=[f"{model}/{layer}" for layer in dataset["layer"].values]
+            LayerMaps(
+                Grid.of(dataset),
+                [f"{model}/{layer}" for layer in dataset["layer"].values],
+                np.asarray(dataset["score"].values),
+                1,
             ),
             what=f"Encoding by {model}",
             score="held-out correlation r",

@@ -1,0 +1,157 @@
+"""Encoding models in the study's report: scores by region and the group's maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from isocortex import store
+from isocortex.report.comparison import comparison_figure
+from isocortex.report.maps import average_encoding, layer_pictures
+from isocortex.report.options import ReportOptions
+from isocortex.report.page import (
+    Heading,
+    Note,
+    Paragraph,
+    Picture,
+    Table,
+    count,
+    join,
+    number,
+    percent,
+)
+from isocortex.report.study_findings import encoding_scores
+from isocortex.report.wording import corrected_header, level
+
+
+def encoding_section(
+    opened: Sequence[xr.Dataset], encoding: Sequence[Path | str], choices: ReportOptions
+) -> list[Any]:
+    """Encoding scores by region, and the group's maps."""
+    blocks: list[Any] = []
+    for dataset in opened:
+        task = str(dataset.attrs["task"])
+        if len(opened) > 1:
+            blocks.append(Heading(f"Task {task}"))
+        scores = encoding_scores(dataset)
+        shown = scores.regions_with_scores()[: choices.max_regions_shown]
+        if not shown:
+            blocks.append(Note("No region has an encoding score, so there is no figure."))
+            continue
+        blocks.append(
+            Picture(
+                [comparison_figure(scores, label="held-out r", shown=shown)],
+                "Encoding scores of each model layer in each region; the best is "
+                + "; ".join(f"{r}: {b}" for r, b in zip(scores.regions, scores.best) if r in shown)
+                + ".",
+                "Encoding by region",
+                "Pearson correlation r of predicted and measured responses in held-out trials, "
+                f"mean over the region's responsive voxels. Points: mean over "
+                f"{count(len(scores.subjects), 'subject')}; "
+                f"lines: {level(dataset)} interval; small dots: subjects."
+                + _responsive_text(dataset),
+            )
+        )
+        normalised = np.asarray(dataset["score_normalised"].values)
+        voxels = np.asarray(dataset["n_voxels"].values)
+        rows = []
+        for column, cells in enumerate(scores.best_rows()):
+            row = scores.predictors.index(cells[1]) if cells[1] in scores.predictors else None
+            value = normalised[row, column] if row is not None else np.array([np.nan])
+            value = value[np.isfinite(value)]
+            rows.append(
+                [
+                    *cells[:3],
+                    number(float(value.mean())) if value.size else "n/a",
+                    *cells[3:],
+                    f"{voxels[column].min():,}"
+                    if voxels[column].min() == voxels[column].max()
+                    else f"{voxels[column].min():,} – {voxels[column].max():,}",
+                ]
+            )
+        blocks.append(
+            Table(
+                "Best model layer by encoding",
+                (
+                    "Region",
+                    "Best layer",
+                    f"r [{level(dataset)} interval]",
+                    "r / ceiling",
+                    corrected_header(dataset),
+                    "Runner-up",
+                    "Voxels a subject",
+                ),
+                rows,
+                "r / ceiling: divided by the highest correlation that the noise allows, where that "
+                "is known.",
+            )
+        )
+    if encoding and not opened:
+        blocks.append(Note("There is no summary by region, because the study has no regions."))
+    if opened or encoding:
+        blocks += _encoding_maps(encoding, opened, choices)
+    return blocks
+
+
+def _responsive_text(dataset: xr.Dataset) -> str:
+    """Say which voxels count as responsive, and for whom that is not known."""
+    share = percent(float(dataset.attrs["responsive_ceiling"]))
+    text = f" Responsive: at least {share} of the single-trial variance can be explained"
+    without = [str(subject) for subject in dataset.attrs["subjects_without_ceiling"]]
+    if not without:
+        return f"{text}."
+    who = f"subject{'s' * (len(without) > 1)} {join(without)}"
+    return f"{text}; of {who} every voxel counts, because no stimulus repeats."
+
+
+def _encoding_maps(
+    encoding: Sequence[Path | str], opened: Sequence[xr.Dataset], choices: ReportOptions
+) -> list[Any]:
+    """Draw the maps of the model that is best in most regions; name the others."""
+    groups: dict[tuple[str, str], list[Path | str]] = {}
+    for path in encoding:
+        attrs = store.open(path, "encoding").attrs
+        groups.setdefault((str(attrs["task"]), str(attrs["model"])), []).append(path)
+    if not groups:
+        return [Note("No encoding stores of the subjects were given, so there are no maps.")]
+    blocks: list[Any] = []
+    for task in dict.fromkeys(task for task, _ in groups):
+        models = [model for other, model in groups if other == task]
+        wins = dict.fromkeys(models, 0)
+        for dataset in opened:
+            if str(dataset.attrs["task"]) == task:
+                for name in dataset["best_predictor"].values:
+                    model = str(name).split("/", 1)[0]
+                    if model:  # a region without a score has none
+                        wins[model] = wins.get(model, 0) + 1
+        chosen = max(models, key=lambda model: wins[model])
+        blocks.append(Heading(f"Maps, task {task}"))
+        if len(models) > 1:
+            blocks.append(
+                Paragraph(
+                    f"Maps are drawn for {chosen}, the best model in {wins[chosen]} of "
+                    f"{sum(wins.values())} "
+                    f"regions; the subject reports have those of "
+                    f"{join([model for model in models if model != chosen])} too."
+                )
+            )
+        paths = groups[task, chosen]
+        maps = average_encoding(paths)
+        if isinstance(maps, str):
+            blocks.append(Note(maps))
+            continue
+        who = f"mean over {count(maps.n, 'subject')} at voxels that all have"
+        blocks += layer_pictures(
+            maps,
+            what=f"Encoding by {chosen}",
+            score="held-out correlation r",
+            threshold=choices.encoding_threshold,
+            slices=choices.slices,
+            surface=choices.surface,
+            who=who,
+        )
+    return blocks
