@@ -204,6 +204,9 @@ def test_the_surface_map_finds_the_planted_hemispheres(mapped, surface):
     # The hole in the left half: no data at the vertex, no score, and counted.
     hole = (x < -15) & (surface.midthickness[:, 2] > 50)
     assert np.isnan(score[:, hole]).all()
+    # Nor the medial wall, where white and pial surface are one.
+    assert np.isnan(score[:, ~surface.cortex]).all()
+    assert 300 < (~surface.cortex & (x < 0)).sum() < 900
     assert lights.attrs["n_vertices_without_data"] >= hole.sum()
 
 

@@ -36,6 +36,11 @@ class Surface:
     index: np.ndarray
 
     @property
+    def cortex(self) -> np.ndarray:
+        """Which vertices have cortex: bool; in parts of the medial wall white and pial are one."""
+        return np.linalg.norm(self.pial - self.white, axis=1) > 0.1
+
+    @property
     def midthickness(self) -> np.ndarray:
         """Coordinates half way between white and pial, on which distances are measured."""
         return 0.5 * (self.white + self.pial)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from scipy.sparse import csr_array
 
 from isocortex import parallel, store
 from isocortex.errors import InputError
@@ -212,7 +213,8 @@ def map_surface_searchlight(
         measure=measure,
         noise_normalisation=noise_normalisation,
         chosen=inside_mask(opened, mask, where=where),
-        sampling=weights,
+        # Where there is no cortex nothing is sampled.
+        sampling=csr_array(weights.multiply(surface.cortex[:, None])),
         where=where,
     )
     models = align_models(
