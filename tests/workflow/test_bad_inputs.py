@@ -91,6 +91,13 @@ def one_run(folder, config):
         file.unlink()
 
 
+def betas_and_crossnobis(folder, config):
+    """The default noise normalisation, from residuals, which betas come without."""
+    (folder / "betas.tsv").write_text("subject\timage\tevents\n01\tatlas.nii.gz\tatlas.tsv\n")
+    config["input"] = {"betas": "betas.tsv"}
+    config.pop("features")
+
+
 def pickled_rdm(folder, config):
     (folder / "V1.pkl").write_bytes(b"")
     (folder / "rdms.tsv").write_text("subject\tregion\tfile\n01\tV1\tV1.pkl\n")
@@ -229,6 +236,7 @@ CASES = {
         key("input", {"betas": "atlas.tsv", "rdms": "atlas.tsv"}),
         "takes one of derivatives, betas and rdms",
     ),
+    "betas without residuals": (betas_and_crossnobis, "for crossnobis set it to betas or none"),
     "pickled RDM": (pickled_rdm, "is a pickle, which can run code when it is read"),
     "table without columns": (key("input", {"rdms": "atlas.tsv"}), "needs the columns subject"),
 }
