@@ -61,7 +61,7 @@ def _text(blocks) -> str:
         for name, value in vars(block).items():
             if name not in ("images", "sources", "pictures"):
                 words.append(str(value))
-    return " ".join(words)
+    return " ".join(words).replace("\\xa0", " ")
 
 
 def _identification(accuracy: dict[str, float], n_subjects: int = 2) -> xr.Dataset:

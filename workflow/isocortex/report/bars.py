@@ -113,7 +113,14 @@ def bars_figure(panels: Sequence[BarPanel], *, label: str) -> str:
         )
         first = first or bars
         bars.set_xlim(-0.7, most - 0.3 + (0.9 if np.isfinite(panel.ceiling).any() else 0))
-    figure.legend(handles=_legend(panels), loc="outside upper right", ncols=8, columnspacing=1.2)
+    handles = _legend(panels)
+    figure.legend(
+        handles=handles,
+        loc="outside upper right",
+        ncols=len(handles),
+        columnspacing=1.2,
+        handlelength=1.6,
+    )
     return svg_uri(figure)
 
 

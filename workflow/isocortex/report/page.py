@@ -138,7 +138,8 @@ def p_value(value: float) -> str:
 def equals(p: float) -> str:
     """Write a p-value after the letter p: "= 0.031", "< 0.001", "n/a"."""
     text = p_value(p)
-    return text if text.startswith(("<", "n")) else f"= {text}"
+    text = text if text.startswith(("<", "n")) else f"= {text}"
+    return text.replace(" ", "\u00a0")
 
 
 def percent(value: float, digits: int = 0) -> str:

@@ -218,7 +218,7 @@ def _best_table(dataset: xr.Dataset, scores: Scores, tests: ModelTests) -> Table
             "none"
             if second is None
             else f"{scores.predictors[second]} ({number(scores.mean[second, c])}"
-            + (f"; p {equals(tests.difference_p[b, second, c])})" if against else ")"),
+            + (f"; p\u00a0{equals(tests.difference_p[b, second, c])})" if against else ")"),
         ]
         rows.append(cells)
     name = str(dataset["comparison"].values[0]).replace("_", " ")
