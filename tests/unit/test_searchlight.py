@@ -281,6 +281,27 @@ def test_options_that_cannot_be_are_refused_in_one_line(mapped, tmp_path, option
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("measure", ["crossnobis", "mahalanobis"])
+def test_noise_of_betas_needs_repeats(mapped, tmp_path, measure):
+    """Two runs: without one, or without run means of unrepeated stimuli, nothing is left."""
+    inputs, _, _ = mapped
+
+    def first_half_twice(dataset):
+        keep = np.flatnonzero(dataset["run"].values == "01")
+        again = np.flatnonzero(dataset["run"].values == "02")[:1]
+        return dataset.isel(trial=np.concatenate([keep, again]))
+
+    betas = stores.write_betas(tmp_path / "b.zarr", n_runs=2, change=first_half_twice)
+    with pytest.raises(InputError, match=r"nothing is left of the betas"):
+        map_searchlight(
+            **{**inputs, "betas": betas},
+            out=tmp_path / "s.zarr",
+            maps=tmp_path / "maps",
+            measure=measure,
+            noise_normalisation={"source": "betas", "shrinkage": "diag"},
+        )
+
+
 def test_one_run_has_no_crossnobis_searchlight(mapped, tmp_path):
     inputs, _, _ = mapped
     betas = stores.write_betas(tmp_path / "b.zarr", n_runs=1)

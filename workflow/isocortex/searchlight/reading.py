@@ -94,12 +94,16 @@ def read_patterns(
     freedom = int(freedom) if isinstance(freedom, int | float) and freedom > 0 else None
     if source == "residuals" and freedom is None:
         freedom = betas.sizes["time"] - 1
-    if own_noise:
-        freedom = fold_freedom(labels, runs)
+    if source == "betas":
+        freedom = (
+            fold_freedom(labels, runs)
+            if own_noise
+            else measurement_residuals(np.zeros((len(labels), 1)), labels, runs)[1]
+        )
         if freedom < 1:
             raise InputError(
-                f"without one of its runs {where} repeats no stimulus: set "
-                "searchlight.noise_normalisation.source to residuals or none"
+                f"nothing is left of the betas of {where} without the means of their stimuli and "
+                "runs: set searchlight.noise_normalisation.source to residuals or none"
             )
     data = betas["beta"].data
     by_voxel = None if sampling is None else sampling.tocsc()
@@ -122,7 +126,7 @@ def read_patterns(
         if source == "residuals":
             residual = residual[:, good]
         elif source == "betas" and not own_noise:
-            residual, freedom = measurement_residuals(block, labels, runs)
+            residual = measurement_residuals(block, labels, runs)[0]
         if own_noise:
             means = block.T
         elif measure in CROSS_VALIDATED:
@@ -131,6 +135,12 @@ def read_patterns(
         else:
             means = np.ascontiguousarray(mean_patterns(block, labels)[0].T)
         varying = means.std(axis=1) > 0
+        if residual is not None and by_voxel is None and settings["shrinkage"] == "diag":
+            # Nothing else is kept of residuals, which are many times the size of the patterns.
+            deviation = _noise_deviation(residual.T, freedom)
+            varying &= deviation > 0
+            means = means / np.where(deviation > 0, deviation, 1.0)[:, None]
+            residual = None
         good[np.flatnonzero(good)[~varying]] = False
         usable[start:stop] = good
         weights = None if by_voxel is None else by_voxel[:, start + np.flatnonzero(good)]
@@ -155,15 +165,13 @@ def read_patterns(
         if residuals is not None:
             residuals = residuals[usable] / weight[usable, None]
     if residuals is not None and settings["shrinkage"] == "diag":
-        spread = residuals - residuals.mean(axis=1, keepdims=True, dtype=np.float64)
-        deviation = np.sqrt(np.einsum("vt,vt->v", spread, spread) / freedom)
+        deviation = _noise_deviation(residuals, freedom)
         noisy = deviation > 0
         usable[np.flatnonzero(usable)[~noisy]] = False
         rows, residuals = rows[noisy] / deviation[noisy, None], None
-    stimuli = design.stimuli
     patterns = Patterns(
         rows=_with_missing(rows),
-        stimuli=stimuli,
+        stimuli=design.stimuli,
         measure=measure,
         design=design if measure in CROSS_VALIDATED else None,
         trials=(tuple(labels), tuple(runs)) if own_noise else None,
@@ -172,6 +180,12 @@ def read_patterns(
         degrees_of_freedom=freedom,
     )
     return patterns, usable
+
+
+def _noise_deviation(residuals: np.ndarray, degrees_of_freedom: int) -> np.ndarray:
+    """Return the SD of the noise of each row."""
+    variance = residuals.var(axis=1, dtype=np.float64)
+    return np.sqrt(variance * residuals.shape[1] / degrees_of_freedom)
 
 
 def _with_missing(rows: np.ndarray) -> np.ndarray:
