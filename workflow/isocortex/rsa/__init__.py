@@ -20,7 +20,9 @@ from isocortex.rsa.imports import import_rdms, read_rdm
 from isocortex.rsa.inference import (
     bootstrap_counts,
     bootstrap_scores,
+    debiased_variance,
     dual_bootstrap_variance,
+    left_out_counts,
     pair_weights,
 )
 from isocortex.rsa.noise import covariance, measurement_residuals, whiten
@@ -79,11 +81,13 @@ __all__ = [
     "crossnobis_in_own_noise",
     "crossnobis_of_run_means",
     "crossvalidation_design",
+    "debiased_variance",
     "dual_bootstrap_variance",
     "embed",
     "euclidean_distance",
     "family",
     "import_rdms",
+    "left_out_counts",
     "load_rdms",
     "mahalanobis_distance",
     "mean_patterns",
