@@ -19,6 +19,8 @@ from isocortex.rsa import (
 from isocortex.searchlight import (
     map_searchlight,
 )
+from isocortex.study import check_inputs, load_study
+from tests.workflow import tiny
 
 _SPEC = importlib.util.spec_from_file_location(
     "rsa_stores", Path(__file__).with_name("test_rsa_stores.py")
@@ -312,3 +314,30 @@ def test_one_run_has_no_crossnobis_searchlight(mapped, tmp_path):
             maps=tmp_path / "maps",
             measure="crossnobis",
         )
+
+
+@pytest.mark.parametrize(
+    ("options", "space", "message"),
+    [
+        ({"transform": "rgtm(0.8,0.2)"}, "T1w", r"searchlight\.transform has .*lower first"),
+        ({"transform": "ranks"}, "T1w", r"searchlight\.transform has .*a transform is one of"),
+        ({"comparison": "kendall"}, "T1w", r"searchlight\.comparison is .*must be one of pearson"),
+        ({"mask": "nowhere.nii.gz"}, "T1w", r"searchlight\.mask is 'nowhere.nii.gz', .*missing"),
+        ({"surface": {"run": True}}, "T1w", r"searchlight\.surface\.run is true, but .* T1w"),
+        ({"surface": {"run": True}}, "MNI152NLin2009aSym", None),
+        ({"transform": "rgdm(k_nearest,3)", "measure": "crossnobis"}, "T1w", None),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused_before_any_job(
+    tmp_path, monkeypatch, options, space, message
+):
+    config = tiny.make(tmp_path)
+    config["preprocess"] = {"spaces": [space]}
+    config["glm"] = {"space": space}
+    config["searchlight"] = {"run": True, **options}
+    monkeypatch.chdir(tmp_path)
+    if message is None:
+        check_inputs(load_study(config))
+    else:
+        with pytest.raises(InputError, match=message):
+            check_inputs(load_study(config))
