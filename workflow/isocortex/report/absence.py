@@ -70,4 +70,5 @@ def absence_rows(parts: Sequence[tuple[str, str]], entry: str) -> list[list[str]
 
 def absence_table(parts: Sequence[tuple[str, str]], entry: str) -> Table:
     """List the parts that a report leaves out, with the reason."""
-    return Table("Not part of this report", ("Part", "Why"), absence_rows(parts, entry))
+    rows = absence_rows(parts, entry)
+    return Table("Not part of this report", ("Part", "Why"), rows, wrap=True)

@@ -287,7 +287,11 @@ def report_study(
         ]
         left_out = [(part.title, stage) for stage, part in parts if stage and not part.blocks]
         sections = [
-            Section("findings", "Findings", [*_findings(findings), *views_table(opened)]),
+            Section(
+                "findings",
+                "Findings",
+                [*_findings(findings, of_subjects=bool(subjects)), *views_table(opened)],
+            ),
             *(part for _, part in parts if part.blocks),
             Section(
                 "notes",
@@ -364,10 +368,13 @@ def report_study(
     return path
 
 
-def _findings(findings: Sequence[Finding]) -> list[Any]:
-    """Show the findings that there are."""
+def _findings(findings: Sequence[Finding], *, of_subjects: bool) -> list[Any]:
+    """Show the findings that there are; where there is none, why."""
     there = [finding for finding in findings if finding.available]
-    return [Findings(there)] if there else [Note("No analysis of this run has a finding yet.")]
+    if there:
+        return [Findings(there)]
+    why = [Note(f"{finding.title}: {finding.text}") for finding in findings if of_subjects]
+    return why or [Note("No analysis of this run has a finding yet.")]
 
 
 def _plain(value: Any) -> Any:

@@ -17,17 +17,15 @@ from isocortex.report.matrices import (
 )
 from isocortex.report.page import (
     Heading,
-    Note,
     Picture,
     Table,
-    capital,
     count,
     interval,
     number,
     p_value,
     percent,
 )
-from isocortex.report.study_findings import headline_statistic, no_identification
+from isocortex.report.study_findings import headline_statistic
 from isocortex.report.wording import (
     level,
     resampled,
@@ -40,8 +38,10 @@ def topology_section(
 ) -> list[Any]:
     """Region identification and model layers by the geo-topological statistics."""
     blocks: list[Any] = []
-    for dataset in identification:
-        if len(identification) > 1:
+    # What was not identified, and why, is among the flags.
+    identified = [ds for ds in identification if np.isfinite(ds["accuracy"].values).any()]
+    for dataset in identified:
+        if len(identified) > 1:
             blocks.append(
                 Heading(f"Identification: {dataset.attrs['measure']}, task {dataset.attrs['task']}")
             )
@@ -75,8 +75,6 @@ def split_statistics(dataset: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _identification(dataset: xr.Dataset) -> list[Any]:
-    if not np.isfinite(dataset["accuracy"].values).any():
-        return [Note(f"{capital(no_identification(dataset))}.")]
     names = [str(name) for name in dataset["statistic"].values]
     accuracy, low, high, p, ratio = (
         np.asarray(dataset[key].values, dtype=float)
