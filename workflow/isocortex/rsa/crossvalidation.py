@@ -20,6 +20,8 @@ FEWEST_TO_FIT = 2 * MINIMUM_STIMULI
 """Stimuli without which there are no two folds that can be scored."""
 FEWEST_TO_RESAMPLE = 16
 """Stimuli without which a bootstrap sample seldom fills two folds."""
+CUTS = 10
+"""Random cuts into folds whose mean a held-out score is."""
 _KEPT = 1 - np.exp(-1)
 _SAMPLES_A_BLOCK = 20
 
@@ -280,7 +282,7 @@ def crossvalidate(
     *,
     comparison: str,
     seed: int,
-    repeats: int = 10,
+    repeats: int = CUTS,
 ) -> np.ndarray:
     """Return `held_out_scores` of all subjects, means over several random cuts into folds.
 

@@ -16,17 +16,18 @@ from isocortex.rsa.inference import dual_bootstrap_variance
 _SMALLEST = np.finfo(np.float64).eps
 
 
-def contrast_variances(
-    drawn: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
+def contrast_variances(drawn: np.ndarray, *, cuts: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Return the variances over bootstrap samples of values and of all their differences.
 
     Parameters
     ----------
     drawn
-        Shape (n_samples, n_repeats, n_values, n_regions); NaN where a sample has no value. With
-        two repeats, cross-validations of one sample by different folds, their covariance is the
-        variance that does not come from the folds (rsatoolbox ``bootstrap_crossval``).
+        Shape (n_samples, n_repeats, n_values, n_regions); NaN where a sample has no value. Two
+        repeats are cross-validations of one sample by different cuts into folds: their covariance
+        c is the variance that does not come from the cut (rsatoolbox ``bootstrap_crossval``).
+    cuts
+        Of how many cuts what the variance is of is the mean: it is c plus the share (v - c) / cuts
+        of the variance v of one.
 
     Returns
     -------
@@ -38,26 +39,41 @@ def contrast_variances(
     """
     known = np.isfinite(drawn).all(axis=1)
     count = np.maximum(known.sum(axis=0), 1)
-    filled = np.where(known[:, None], drawn, 0.0)
-    centre = filled.sum(axis=0) / count
+    centre = np.where(known[:, None], drawn, 0.0).sum(axis=0) / count
     # Regions first, then values x samples, so that all sums are matrix products.
+    there = known.transpose(2, 1, 0).astype(np.float64)
     x, y = (
-        np.where(known, filled[:, k] - centre[k], 0.0).transpose(2, 1, 0)
+        np.where(known, drawn[:, k] - centre[k], 0.0).transpose(2, 1, 0)
         for k in (0, drawn.shape[1] - 1)
     )
-    there = known.transpose(2, 1, 0).astype(np.float64)
+    shared = _contrast_covariances(x, y, there)
+    if drawn.shape[1] > 1:
+        alone = [_contrast_covariances(v, v, there) for v in (x, y)]
+        shared = tuple(
+            np.maximum(c, 0.0) + np.maximum(0.5 * (v + w) - np.maximum(c, 0.0), 0.0) / cuts
+            for c, v, w in zip(shared, *alone)
+        )
+    values, differences = shared
+    return values.T, differences.transpose(1, 2, 0)
+
+
+def _contrast_covariances(
+    x: np.ndarray, y: np.ndarray, there: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return covariances of x and y, and of their differences between values.
+
+    All of shape (regions, values, samples); ``there`` is 1 where a sample has the value, else 0,
+    as are x and y.
+    """
     back = there.swapaxes(1, 2)
-    pairs = there @ back
+    pairs, own = there @ back, there.sum(axis=2)
     product = x * y
     squares = product @ back + there @ product.swapaxes(1, 2)
     squares = squares - x @ y.swapaxes(1, 2) - y @ x.swapaxes(1, 2)
     sums = [v @ back - there @ v.swapaxes(1, 2) for v in (x, y)]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        differences = (squares - sums[0] * sums[1] / pairs) / (pairs - 1)
-        values = product.sum(axis=2) / (there.sum(axis=2) - 1)
-    values = np.where(there.sum(axis=2) > 1, values, np.nan)
-    differences = np.where(pairs > 1, differences, np.nan)
-    return values.T, differences.transpose(1, 2, 0)
+    differences = squares - sums[0] * sums[1] / np.maximum(pairs, 1)
+    differences = np.where(pairs > 1, differences / np.maximum(pairs - 1, 1), np.nan)
+    return np.where(own > 1, product.sum(axis=2) / np.maximum(own - 1, 1), np.nan), differences
 
 
 def combine_variances(

@@ -91,7 +91,7 @@ def permute_means(
         if comparison == "spearman" and valid.all():
             # Ranks of re-ordered pairs are re-ordered ranks.
             values, metric = rankdata(models, axis=1), "pearson"
-        size = max(1, _BLOCK_BYTES // (8 * models.size))
+        size = max(1, _BLOCK_BYTES // (8 * max(1, models.size)))
         blocks = [orders[start : start + size] for start in range(0, len(orders), size)]
         found = parallel.map_blocks(
             _permuted_block,
@@ -154,7 +154,7 @@ def _permuted_block(
             for rows in brain.swapaxes(0, 1)
         ]
         means = np.stack(columns, axis=1)
-    return means.reshape(len(models), len(orders), -1).swapaxes(0, 1)
+    return means.reshape(len(models), len(orders), means.shape[1]).swapaxes(0, 1)
 
 
 def permutation_p(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

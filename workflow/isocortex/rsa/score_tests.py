@@ -6,8 +6,10 @@ import numpy as np
 
 from isocortex import parallel
 from isocortex.multiple_tests import correct_p
-from isocortex.rsa.compare import correlate, noise_ceiling
+from isocortex.rsa.ceilings import bootstrap_ceiling
+from isocortex.rsa.compare import EMBEDDED, RANKED, correlate, noise_ceiling
 from isocortex.rsa.crossvalidation import (
+    CUTS,
     FEWEST_TO_FIT,
     FEWEST_TO_RESAMPLE,
     bootstrap_crossvalidation,
@@ -22,11 +24,18 @@ from isocortex.rsa.hypotheses import (
     p_above,
     p_different,
 )
-from isocortex.rsa.inference import bootstrap_counts, bootstrap_scores
+from isocortex.rsa.inference import (
+    bootstrap_counts,
+    bootstrap_scores,
+    debiased_variance,
+    left_out_counts,
+)
 from isocortex.rsa.models import Predictors
 from isocortex.rsa.permutation import draw_orders, permutation_p, permute_means, region_groups
 from isocortex.rsa.rdms import n_stimuli as pairs_to_stimuli
 
+CEILING_SAMPLES = 250
+"""Bootstrap samples of noise ceilings that have to be sorted, or decomposed, in each sample."""
 _SAMPLES_A_BLOCK = 125
 _BLOCK_BYTES = 32 << 20
 
@@ -42,6 +51,7 @@ def score_statistics(
     predictors: Predictors | None = None,
     level: float = 0.95,
     permutations: int = 0,
+    variance: str = "dual",
     threads: int = 1,
 ) -> dict[str, np.ndarray]:
     """Return scores, noise ceilings, intervals and p-values by one comparison.
@@ -66,13 +76,18 @@ def score_statistics(
         Coverage of the intervals.
     permutations
         Orders of the models' stimuli, 0 for none.
+    variance
+        With ``both``, of the scores of fixed predictors and of their differences: ``dual``
+        (rsatoolbox's) or ``debiased``, see `isocortex.rsa.inference.debiased_variance`.
 
     Returns
     -------
     dict
         ``score`` (predictor, region, subject); ``mean``, ``interval_low``, ``interval_high``,
-        ``p`` (one-sided against 0), ``p_permutation``, ``p_permutation_fwe`` (predictor, region);
-        ``ceiling_low``, ``ceiling_high``, ``ceiling_cv_low``, ``ceiling_cv_high`` (region);
+        ``p`` (one-sided against 0), ``p_ceiling`` (two-sided against the lower noise ceiling),
+        ``p_permutation``, ``p_permutation_fwe`` (predictor, region); ``ceiling_low``,
+        ``ceiling_high``, their intervals ``ceiling_low_low`` to ``ceiling_high_high``,
+        ``ceiling_cv_low``, ``ceiling_cv_high`` (region);
         ``difference``, ``difference_p`` (two-sided), ``difference_p_fdr``, ``difference_p_fwe``
         (predictor, other, region). NaN where fewer than 2 subjects have the region, means
         excepted, and intervals over stimuli.
@@ -118,14 +133,26 @@ def score_statistics(
     drawn = _bootstrap(
         plain, brain, groups, by_subject, by_stimulus, over, comparison=comparison, threads=threads
     )
-    drawn = {key: value[:, None] for key, value in drawn.items()}
-    variance, differences, freedom = _variances(drawn, over, counted, n_stimuli)
+    bounds = _bootstrap_ceilings(
+        brain, by_subject, by_stimulus, tuple(drawn), comparison=comparison, threads=threads
+    )
+    drawn = {key: np.concatenate([drawn[key], bounds[key]], axis=1)[:, None] for key in drawn}
+    of_values, differences, freedom = _variances(drawn, over, counted, n_stimuli)
     size = len(predictors.labels)
-    of_mean = np.full((size, n_regions), np.nan)
+    own_freedom = np.broadcast_to(freedom, (size, n_regions)).astype(np.float64)
+    pair_freedom = np.broadcast_to(freedom, (size, size, n_regions)).astype(np.float64)
+    of_mean, of_gap = np.full((2, size, n_regions), np.nan)
     of_difference = np.full((size, size, n_regions), np.nan)
+    of_ceiling = np.full((2, n_regions), np.nan)
     if over != "none":
-        of_mean[fixed] = variance[: len(fixed)]
+        of_mean[fixed], of_ceiling = of_values[: len(fixed)], of_values[-2:]
+        of_gap[fixed] = differences[: len(fixed), -2]
         of_difference[np.ix_(fixed, fixed)] = differences[: len(fixed), : len(fixed)]
+    if over == "both" and variance == "debiased":
+        left_out = _left_out(plain, brain, groups, comparison=comparison)
+        found = _debiased(drawn, left_out, counted, n_stimuli)
+        of_mean[fixed], own_freedom[fixed] = found[0]
+        of_difference[np.ix_(fixed, fixed)], pair_freedom[np.ix_(fixed, fixed)] = found[1]
     if fitted and over != "none" and _can_fit(n_subjects, n_stimuli, over):
         again = {key: np.full((samples, 2, size + 2, n_regions), np.nan) for key in drawn}
         for _, regions in groups:
@@ -142,30 +169,38 @@ def score_statistics(
             )
             for key, value in found.items():
                 again[key][..., regions] = value
-        variance, differences, _ = _variances(again, over, counted, n_stimuli)
-        of_mean[fitted] = variance[fitted]
+        of_values, differences, _ = _variances(again, over, counted, n_stimuli)
+        of_mean[fitted], of_gap[fitted] = of_values[fitted], differences[fitted, -2]
         of_difference[fitted] = differences[fitted, :size]
         of_difference[:, fitted] = differences[:size, fitted]
 
     difference = mean[:, None] - mean[None]
     difference[fitted] = held_out_mean[fitted, None] - held_out_mean[None, :size]
     difference[:, fitted] = held_out_mean[:size, None] - held_out_mean[None, fitted]
-    low, high = interval(mean, of_mean, freedom, level=level)
+    gap = mean - ceiling[0]
+    gap[fitted] = held_out_mean[fitted] - held_out_mean[-2]
+    low, high = interval(mean, of_mean, own_freedom, level=level)
+    ends = interval(ceiling, of_ceiling, freedom, level=level)
     result = {
         "score": score,
         "mean": mean,
         "interval_low": low,
         "interval_high": high,
-        "p": p_above(mean, of_mean, freedom),
+        "p": p_above(mean, of_mean, own_freedom),
+        "p_ceiling": p_different(gap, of_gap, freedom),
         "ceiling_low": ceiling[0],
         "ceiling_high": ceiling[1],
+        "ceiling_low_low": ends[0][0],
+        "ceiling_low_high": ends[1][0],
+        "ceiling_high_low": ends[0][1],
+        "ceiling_high_high": ends[1][1],
         "ceiling_cv_low": held_out_mean[-2],
         "ceiling_cv_high": held_out_mean[-1],
         "difference": difference,
-        "difference_p": p_different(difference, of_difference, freedom),
+        "difference_p": p_different(difference, of_difference, pair_freedom),
     }
     alone = counted < 2
-    result["p"][:, alone] = np.nan
+    result["p"][:, alone] = result["p_ceiling"][:, alone] = np.nan
     result["difference_p"][:, :, alone] = np.nan
     result["difference_p"][np.arange(size), np.arange(size)] = np.nan
     for name, correction in (("fdr", "fdr"), ("fwe", "holm")):
@@ -297,11 +332,73 @@ def _bootstrap_block(
     return stimuli, together
 
 
+def _bootstrap_ceilings(
+    brain: np.ndarray,
+    by_subject: np.ndarray,
+    by_stimulus: np.ndarray,
+    kinds: tuple[str, ...],
+    *,
+    comparison: str,
+    threads: int,
+) -> dict[str, np.ndarray]:
+    """Return both noise ceilings in bootstrap samples, by what is drawn: (sample, 2, region).
+
+    NaN after `CEILING_SAMPLES` where each sample takes long.
+    """
+    n_regions, samples = brain.shape[1], len(by_subject)
+    drawn = {kind: np.full((samples, 2, n_regions), np.nan) for kind in kinds}
+    slow = comparison in RANKED or comparison not in EMBEDDED
+    used = min(samples, CEILING_SAMPLES) if slow else samples
+    blocks = [
+        (slice(start, min(start + _SAMPLES_A_BLOCK, used)), region)
+        for region in range(n_regions)
+        for start in range(0, used if kinds else 0, _SAMPLES_A_BLOCK)
+    ]
+    found = parallel.map_blocks(
+        _ceiling_block,
+        blocks,
+        brain,
+        by_subject,
+        by_stimulus,
+        kinds,
+        comparison,
+        threads=threads,
+        label=f"bootstrap of noise ceilings, {comparison}",
+    )
+    for (chunk, region), part in zip(blocks, found):
+        for kind, ceilings in part.items():
+            drawn[kind][chunk, :, region] = ceilings
+    return drawn
+
+
+def _ceiling_block(
+    block: tuple[slice, int],
+    brain: np.ndarray,
+    by_subject: np.ndarray,
+    by_stimulus: np.ndarray,
+    kinds: tuple[str, ...],
+    comparison: str,
+) -> dict[str, np.ndarray]:
+    chunk, region = block
+    present = np.isfinite(brain[:, region]).any(axis=-1)
+    rows, subjects = brain[present, region], by_subject[chunk][:, present]
+    found = {}
+    if present.sum() < 2:
+        return found
+    if "subjects" in kinds:
+        found["subjects"] = bootstrap_ceiling(rows, subjects, None, comparison=comparison)
+    if "stimuli" in kinds:
+        counts = np.stack([np.ones_like(subjects), subjects][: 2 if "both" in kinds else 1])
+        both = bootstrap_ceiling(rows, counts, by_stimulus[chunk], comparison=comparison)
+        found |= dict(zip(("stimuli", "both"), both))
+    return found
+
+
 def _variances(
     drawn: dict[str, np.ndarray], over: str, counted: np.ndarray, n_stimuli: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return variances of means and of their differences, and the degrees of freedom."""
-    parts = {key: contrast_variances(value) for key, value in drawn.items()}
+    parts = {key: contrast_variances(value, cuts=CUTS) for key, value in drawn.items()}
     found = [
         combine_variances(
             {key: value[k] for key, value in parts.items()},
@@ -312,6 +409,50 @@ def _variances(
         for k in (0, 1)
     ]
     return found[0][0], found[1][0], found[0][1]
+
+
+def _left_out(
+    models: np.ndarray,
+    brain: np.ndarray,
+    groups: list[tuple[np.ndarray, list[int]]],
+    *,
+    comparison: str,
+) -> np.ndarray:
+    """Return scores without each stimulus: (stimulus, predictor, region, subject)."""
+    n_subjects, n_regions, n_pairs = brain.shape
+    counts = left_out_counts(pairs_to_stimuli(n_pairs))
+    found = np.full((len(counts), len(models), n_regions, n_subjects), np.nan)
+    for _, regions in groups:
+        rows = brain[:, regions].swapaxes(0, 1)
+        who = np.isfinite(rows).any(axis=-1)
+        for part, scores in bootstrap_scores(models, rows[who], counts, comparison=comparison):
+            cube = np.full((*scores.shape[:2], *who.shape), np.nan)
+            cube[:, :, who] = scores
+            found[part][:, :, regions] = cube
+    return found
+
+
+def _debiased(
+    drawn: dict[str, np.ndarray], left_out: np.ndarray, counted: np.ndarray, n_stimuli: int
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Return variances and degrees of freedom of scores, and of their differences."""
+    size = left_out.shape[1]
+    parts = {key: contrast_variances(value[:, :, :size]) for key, value in drawn.items()}
+    enough = counted > 1
+
+    def of(kind: int, row: slice | int, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        variance, freedom = debiased_variance(
+            *(parts[key][kind][row] for key in ("both", "subjects", "stimuli")),
+            scores,
+            n_subjects=np.maximum(counted, 2),
+            n_stimuli=n_stimuli,
+        )
+        smallest = np.finfo(np.float64).eps
+        return np.where(enough, np.maximum(variance, smallest), np.nan), freedom
+
+    pairs = [of(1, k, left_out[:, k : k + 1] - left_out) for k in range(size)]
+    variances, freedoms = (np.array(values) for values in zip(*pairs))
+    return of(0, slice(None), left_out), (variances, freedoms)
 
 
 def _correct_pairs(p: np.ndarray, correction: str) -> np.ndarray:
