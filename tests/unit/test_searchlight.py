@@ -1,8 +1,5 @@
 """Searchlights of subjects on stores: what is scored, written, counted and refused."""
 
-import importlib.util
-from pathlib import Path
-
 import nibabel as nib
 import numpy as np
 import pytest
@@ -20,13 +17,8 @@ from isocortex.searchlight import (
     map_searchlight,
 )
 from isocortex.study import check_inputs, load_study
+from tests.unit import test_rsa_stores as stores
 from tests.workflow import tiny
-
-_SPEC = importlib.util.spec_from_file_location(
-    "rsa_stores", Path(__file__).with_name("test_rsa_stores.py")
-)
-stores = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(stores)
 
 
 @pytest.fixture(scope="module")

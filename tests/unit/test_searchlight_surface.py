@@ -1,9 +1,6 @@
 """Surface searchlights: geodesic discs against a sphere, sampling against nilearn, and the chain
 from betas to group maps."""
 
-import importlib.util
-from pathlib import Path
-
 import nibabel as nib
 import numpy as np
 import pytest
@@ -23,12 +20,7 @@ from isocortex.searchlight import (
     sampling_weights,
     template_surface,
 )
-
-_SPEC = importlib.util.spec_from_file_location(
-    "rsa_stores", Path(__file__).with_name("test_rsa_stores.py")
-)
-stores = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(stores)
+from tests.unit import test_rsa_stores as stores
 
 SHAPE = (36, 42, 34)
 AFFINE = np.array([[5.0, 0, 0, -88], [0, 5, 0, -122], [0, 0, 5, -70], [0, 0, 0, 1]])
