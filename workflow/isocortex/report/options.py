@@ -24,13 +24,13 @@ class ReportOptions:
     max_regions_shown
         Regions drawn in RDM, MDS and model comparison figures; tables list all.
     surface
-        Draw the encoding maps on fsaverage5 too (MNI space only).
+        Draw the study's maps of voxels on fsaverage5, too (MNI space only).
     slices
         Axial slices in a volume mosaic.
     encoding_threshold
         Correlation under which a voxel stays empty in encoding maps.
     searchlight_threshold
-        Score under which a voxel stays empty in searchlight maps.
+        Score under which a voxel stays empty in searchlight maps without a test.
     """
 
     title: str | None

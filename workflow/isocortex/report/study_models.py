@@ -175,14 +175,22 @@ _P_COLUMNS = (
     ("p", "p", "one-sided against 0"),
     ("p_fdr", "p FDR", "false discovery rate over all predictors and regions"),
     ("p_fwe", "p FWE", "family-wise over all predictors and regions (Holm)"),
-    ("p_permutation", "p perm.", "by permuted stimulus labels"),
+    ("p_permutation", "p perm.", "by permuted stimulus labels{orders}"),
     ("p_ceiling", "p ceiling", "two-sided against the lower noise ceiling"),
 )
 
 
 def _p_columns(dataset: xr.Dataset, tests: ModelTests) -> list[tuple[np.ndarray, str, str]]:
     """Values, head and meaning of the p-values that the store has."""
-    found = [(getattr(tests, key), head, meaning) for key, head, meaning in _P_COLUMNS]
+    orders = dataset.attrs.get("n_permutations")
+    found = [
+        (
+            getattr(tests, key),
+            head,
+            meaning.format(orders=f" ({orders:,} orders)" if orders else ""),
+        )
+        for key, head, meaning in _P_COLUMNS
+    ]
     if not np.isfinite(tests.p_fwe).any():
         meaning = f"one-sided against 0, {correction(dataset)}"
         found.insert(1, (tests.p_chosen, corrected_header(dataset), meaning))
