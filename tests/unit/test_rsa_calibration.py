@@ -17,6 +17,7 @@ from isocortex.rsa import (
     debiased_variance,
     dual_bootstrap_variance,
     left_out_counts,
+    score_statistics,
 )
 
 CHANNELS = 30
@@ -163,3 +164,51 @@ def test_debiased_variance_of_a_mean_over_pairs():
         if second:
             assert of_drawn > 2.3 * truth
         assert variance == pytest.approx(truth, rel=0.35)
+
+
+def test_the_workflow_uses_the_debiased_variance_where_asked_to():
+    """Scores and differences of fixed predictors; with a region that a subject lacks."""
+    rng = np.random.default_rng(43)
+    n_subjects, n_stimuli, samples = 6, 14, 60
+    first, model = _study(rng, "effect", n_subjects, n_stimuli)
+    second, other = _study(rng, "shared", n_subjects, n_stimuli)
+    brain = np.stack([first, second], axis=1)
+    brain[2, 1] = np.nan
+    models = np.concatenate([model, other])
+    options = {"comparison": "corr_cov", "over": "both", "samples": samples, "seed": 3}
+    dual = score_statistics(brain, models, **options)
+    found = score_statistics(brain, models, **options, variance="debiased")
+    rng = np.random.default_rng(3)
+    by_subject = bootstrap_counts(n_subjects, samples, rng=rng)
+    counts = np.concatenate(
+        [bootstrap_counts(n_stimuli, samples, rng=rng), left_out_counts(n_stimuli)]
+    )
+    for region, who in ((0, np.arange(6)), (1, np.array([0, 1, 3, 4, 5]))):
+        rows, share = brain[who, region], by_subject[:, who]
+        share = share / share.sum(axis=1, keepdims=True)
+        drawn = [s for _, s in bootstrap_scores(models, rows, counts, comparison="corr_cov")]
+        plain = correlate(models, rows, comparison="corr_cov")
+        for contrast in ([1.0, 0.0], [0.0, 1.0], [1.0, -1.0]):
+            values, left_out = np.split(np.concatenate(drawn).swapaxes(1, 2) @ contrast, [samples])
+            score = contrast @ plain
+            variance, freedom = debiased_variance(
+                (values * share).sum(axis=1).var(ddof=1),
+                (share @ score).var(ddof=1),
+                values.mean(axis=1).var(ddof=1),
+                left_out,
+                n_subjects=len(who),
+                n_stimuli=n_stimuli,
+            )
+            t = score.mean() / np.sqrt(variance)
+            if -1.0 in contrast:
+                wanted = 2 * stats.t.sf(abs(t), freedom)
+                assert found["difference_p"][0, 1, region] == pytest.approx(wanted)
+                assert found["difference_p"][1, 0, region] == pytest.approx(wanted)
+            else:
+                k = contrast.index(1.0)
+                assert found["p"][k, region] == pytest.approx(stats.t.sf(t, freedom))
+                half = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
+                assert found["interval_high"][k, region] == pytest.approx(score.mean() + half)
+    for key in ("score", "p_ceiling", "ceiling_low_low"):
+        np.testing.assert_array_equal(found[key], dual[key])
+    assert (found["p"] != dual["p"]).all()

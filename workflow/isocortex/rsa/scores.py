@@ -24,6 +24,7 @@ from isocortex.rsa.transforms import Transform, parse_transform
 logger = logging.getLogger(__name__)
 
 FACTORS = ("auto", "subjects", "stimuli", "both")
+VARIANCES = ("dual", "debiased")
 STIMULI_TO_RESAMPLE = 20
 """Below so many stimuli ``auto`` takes them as fixed: their bootstrap is too coarse."""
 FEWEST_STIMULI = 10
@@ -61,7 +62,8 @@ def compare_rdms(
     bootstrap
         ``over``: ``subjects``, ``stimuli``, ``both`` (with the dual-bootstrap correction) or
         ``auto`` (both; only subjects below 20 stimuli, only stimuli with one subject);
-        ``samples``: how many.
+        ``samples``: how many; ``variance``: with both, ``dual`` (rsatoolbox's) or ``debiased``
+        (`isocortex.rsa.inference.debiased_variance`).
     permutations
         Orders of the models' stimuli to compare with, 0 for none.
     interval
@@ -85,14 +87,18 @@ def compare_rdms(
     -----
     Intervals and p-values (one-sided, score over 0) are those of a t distribution with the
     bootstrap's variance, as rsatoolbox does it: degrees of freedom are one less than the number
-    of subjects, of stimuli, or the smaller of both. Tests against the ceiling and between
-    predictors are two-sided, of the bootstrapped difference.
+    of subjects, of stimuli, or the smaller of both; Satterthwaite's with ``debiased``. Tests
+    against the ceiling and between predictors are two-sided, of the bootstrapped difference.
     """
-    options = {"over": "auto", "samples": 1000, **(bootstrap or {})}
+    options = {"over": "auto", "samples": 1000, "variance": "dual", **(bootstrap or {})}
     parsed = [_parse_comparison(text) for text in comparisons]
     if options["over"] not in FACTORS:
         raise InputError(
             f"rsa.bootstrap.over: {options['over']!r} is not one of {', '.join(FACTORS)}"
+        )
+    if options["variance"] not in VARIANCES:
+        raise InputError(
+            f"rsa.bootstrap.variance: {options['variance']!r} is not one of {', '.join(VARIANCES)}"
         )
     if correction not in CORRECTIONS:
         raise InputError(f"rsa.correction: {correction!r} is not one of {', '.join(CORRECTIONS)}")
@@ -124,6 +130,7 @@ def compare_rdms(
                 predictors=predictors,
                 level=interval,
                 permutations=permutations,
+                variance=str(options["variance"]),
                 threads=threads,
             )
         )
@@ -163,6 +170,7 @@ def compare_rdms(
             "task": brain.task,
             "bootstrap": over,
             "n_bootstrap": int(options["samples"]),
+            "bootstrap_variance": str(options["variance"]) if over == "both" else "plain",
             "seed": seed,
             "correction": correction,
             "corrected_over": "predictors and regions of one comparison",
