@@ -194,6 +194,13 @@ _COMPARISON_SOURCES = {
 }
 
 
+_VARIANCES = {
+    "plain": "variance",
+    "dual": "variance, corrected for resampling both,",
+    "debiased": "variance, each source counted once (Satterthwaite's degrees of freedom),",
+}
+
+
 def _comparison(name: str, cite: Any) -> str:
     source = _COMPARISON_SOURCES.get(name.partition(":")[0])
     words = comparison_name(name).removesuffix(" of RDMs")
@@ -219,8 +226,9 @@ def _scores(scores: Sequence[xr.Dataset], cite: Any) -> list[str]:
     if attrs["bootstrap"] == "none":
         return [*sentences, "There are too few stimuli and subjects for intervals or p-values."]
     sentences.append(
-        f"Intervals are {level(dataset)} intervals of a t distribution with the variance of "
-        f"{attrs['n_bootstrap']} bootstrap samples of {resampled(dataset)} (seed {attrs['seed']}) "
+        f"Intervals are {level(dataset)} intervals of a t distribution with the "
+        f"{_VARIANCES[str(attrs.get('bootstrap_variance', 'plain'))]} of {attrs['n_bootstrap']} "
+        f"bootstrap samples of {resampled(dataset)} (seed {attrs['seed']}) "
         f"{cite('inference')}; p-values are against 0, {correction(dataset)}"
         + (
             f"; family-wise (Holm {cite('holm')}) and false discovery rates {cite('fdr')} are "
