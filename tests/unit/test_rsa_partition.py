@@ -1,21 +1,28 @@
 """Shares of variance and partial correlations against least squares and closed forms."""
 
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy import stats
 from scipy.stats import rankdata
 
+from isocortex import store
 from isocortex.errors import InputError
 from isocortex.rsa import correlate
 from isocortex.rsa.partition import (
     choose_models,
     commonality,
     partition_correlations,
+    partition_models,
     partition_statistics,
     subsets,
 )
 from isocortex.rsa.permutation import draw_orders
 from isocortex.rsa.rdms import ModelRDMs
+from tests.unit.rdm_study_files import rdm_of, write_rdms
 
 N = 14
 PAIRS = N * (N - 1) // 2
@@ -199,18 +206,69 @@ def test_models_and_layers_by_name():
         choose_models(models, ["net"])
 
 
+def _run(tmp_path, **options):
+    """Run the rule's script on stores; return the store."""
+    given = write_rdms(tmp_path)
+    chosen = {
+        "models": ["net/l0", "net/l1", "net/l2"],
+        "comparison": "pearson",
+        "bootstrap": {"samples": 100},
+        "permutations": 99,
+        "interval": 0.9,
+    }
+    job = SimpleNamespace(
+        input=SimpleNamespace(rdms=given["rdms"], model_rdms=given["model_rdms"]),
+        output=SimpleNamespace(store=str(tmp_path / "partition.zarr")),
+        params=SimpleNamespace(options=chosen | options, seed=1, code="code"),
+        wildcards=SimpleNamespace(task="all", measure="given"),
+        log=[str(tmp_path / "log.txt")],
+        threads=2,
+    )
+    script = Path(__file__).parents[2] / "workflow" / "partition_models.py"
+    runpy.run_path(str(script), init_globals={"snakemake": job}, run_name="__main__")
+    return store.open(tmp_path / "partition.zarr", "partition").load(), given
+
+
+def test_store(tmp_path):
+    found, given = _run(tmp_path)
+    assert list(found["part"].values) == [
+        "net/l0",
+        "net/l1",
+        "net/l2",
+        "net/l0+net/l1",
+        "net/l0+net/l2",
+        "net/l1+net/l2",
+        "net/l0+net/l1+net/l2",
+    ]
+    assert found.attrs["bootstrap"] == "both"
+    assert found.attrs["interval_level"] == 0.9
+    np.testing.assert_allclose(found["variance"].sum("part"), found["total"])
+    early, late = found.sel(region="early"), found.sel(region="late")
+    assert float(early["p_fwe"].sel(part="net/l0")) < 0.05
+    assert float(early["p_fwe"].sel(part="net/l2")) > 0.05
+    assert float(late["partial_p_permutation"].sel(model="net/l2")) == 0.01
+    assert (found["interval_low"] < found["mean"]).all()
+    brain = np.array([store.open(p, "rdms")["dissimilarity"].values for p in given["rdms"]])
+    models = store.open(given["model_rdms"][0], "model_rdms")["dissimilarity"].values
+    wanted = _r2(models, brain[3, 0])
+    assert float(early["total"].sel(subject="03")) == pytest.approx(wanted, abs=1e-9)
+
+
+def test_store_of_whole_models_says_what_is_not_tested(tmp_path):
+    with pytest.raises(SystemExit):
+        _run(tmp_path / "a", models=["net", "net/l0"])
+    assert "net/l0 is in two of net, net/l0" in (tmp_path / "a" / "log.txt").read_text()
+    given = write_rdms(tmp_path / "b", constant=True)
+    with pytest.raises(InputError, match="the RDM of net/l1 is constant"):
+        partition_models(**given, models=["net/l0", "net/l1"])
+
+
 def _study(rng, *, shared=0.7, own=0.0, subjects=8, n=12):
     """Model a is like model b; the brain has ``shared`` of b and ``own`` of what only a has."""
-    pairs = np.triu_indices(n, 1)
-
-    def rdm(patterns):
-        d = ((patterns[pairs[0]] - patterns[pairs[1]]) ** 2).sum(axis=1)
-        return (d - d.mean()) / d.std()
-
     common, only = rng.standard_normal((2, n, 20))
-    a, b = rdm(np.c_[common, only]), rdm(common)
-    noise = np.array([rdm(rng.standard_normal((n, 20))) for _ in range(subjects)])
-    return np.array([a, b]), (shared * b + own * rdm(only) + noise)[:, None]
+    a, b = rdm_of(np.c_[common, only]), rdm_of(common)
+    noise = np.array([rdm_of(rng.standard_normal((n, 20))) for _ in range(subjects)])
+    return np.array([a, b]), (shared * b + own * rdm_of(only) + noise)[:, None]
 
 
 def _rate_within(hits, studies, level=0.05):

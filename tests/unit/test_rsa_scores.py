@@ -1,10 +1,7 @@
 """Tests of scores: their formulas against rsatoolbox, their false-positive rates, their power."""
 
-import math
-
 import numpy as np
 import pytest
-import xarray as xr
 from rsatoolbox.util.inference_util import all_tests, extract_variances
 from scipy import stats
 
@@ -15,7 +12,6 @@ from isocortex.rsa import (
     compare_rdms,
     correlate,
     noise_ceiling,
-    pair_labels,
     score_statistics,
 )
 from isocortex.rsa.hypotheses import combine_variances, contrast_variances, p_above, p_different
@@ -24,19 +20,9 @@ from isocortex.rsa.permutation import draw_orders, permutation_p, permute_means
 from isocortex.rsa.rdms import ModelRDMs
 from isocortex.rsa.transforms import parse_transform
 from isocortex.study import COMPARISONS, check_comparison
+from tests.unit.rdm_study_files import random_rdms, rdm_of, write_rdms
 
 KINDS = ("both", "subjects", "stimuli")
-
-
-def _rdm(patterns):
-    i, j = np.triu_indices(len(patterns), 1)
-    d = ((patterns[i] - patterns[j]) ** 2).sum(axis=1)
-    return (d - d.mean()) / d.std()
-
-
-def _random_rdms(rng, *shape, stimuli):
-    flat = [_rdm(rng.standard_normal((stimuli, 20))) for _ in range(math.prod(shape))]
-    return np.array(flat).reshape(*shape, -1)
 
 
 def test_tests_equal_rsatoolbox():
@@ -88,7 +74,7 @@ def test_variances_where_samples_lack_values_and_of_two_cuts():
 
 def test_permutations_by_hand():
     rng = np.random.default_rng(3)
-    models, brain = _random_rdms(rng, 2, stimuli=9), _random_rdms(rng, 4, 3, stimuli=9)
+    models, brain = random_rdms(rng, 2, stimuli=9), random_rdms(rng, 4, 3, stimuli=9)
     brain[1, 0] = np.nan
     brain[:, 2, [3, 9]] = np.nan
     orders = draw_orders(9, 20, seed=5)
@@ -145,9 +131,9 @@ def _binomial(studies):
 
 def _two_models(rng, lean=0.0, n=8, stimuli=20):
     """Each subject leans to one of two models, all of them to the first by ``lean``."""
-    a, b = _random_rdms(rng, 2, stimuli=stimuli)
+    a, b = random_rdms(rng, 2, stimuli=stimuli)
     leaning = lean + 0.5 * rng.standard_normal((n, 1))
-    noise = 2 * _random_rdms(rng, n, stimuli=stimuli)
+    noise = 2 * random_rdms(rng, n, stimuli=stimuli)
     return a * (1 + leaning) + b * (1 - leaning) + noise, np.array([a, b])
 
 
@@ -168,7 +154,7 @@ def test_difference_that_generalises_to_other_stimuli():
         a, b = rng.standard_normal((2, 20, 20))
         both = np.concatenate([a, b[:, more:]], axis=1)
         noise = rng.standard_normal((8, *both.shape))
-        return np.array([_rdm(both + e) for e in noise]), np.array([_rdm(a), _rdm(b)])
+        return np.array([rdm_of(both + e) for e in noise]), np.array([rdm_of(a), rdm_of(b)])
 
     keys = [("difference_p", (0, 1))]
     options = {"over": "both", "samples": 100}
@@ -183,8 +169,8 @@ def test_the_true_model_is_not_below_the_ceiling(over):
     rng = np.random.default_rng(6)
 
     def study(missed=0.0):
-        truth, rest = _random_rdms(rng, 2, stimuli=20)
-        noise = 1.5 * _random_rdms(rng, 8, stimuli=20)
+        truth, rest = random_rdms(rng, 2, stimuli=20)
+        noise = 1.5 * random_rdms(rng, 8, stimuli=20)
         return truth + missed * rest + noise, truth[None]
 
     key = ("p_ceiling", 0)
@@ -203,10 +189,10 @@ def test_false_positive_rate_and_power_of_permutations():
     rng = np.random.default_rng(7)
 
     def study(effect=0.0):
-        models = _random_rdms(rng, 3, stimuli=12)
-        brain = _random_rdms(rng, 3, stimuli=12)
+        models = random_rdms(rng, 3, stimuli=12)
+        brain = random_rdms(rng, 3, stimuli=12)
         # Subjects share a geometry, as they do: a test over subjects alone would reject.
-        return brain + 2 * _random_rdms(rng, stimuli=12) + effect * models[0], models
+        return brain + 2 * random_rdms(rng, stimuli=12) + effect * models[0], models
 
     def tested(seed, effect=0.0):
         brain, models = study(effect)
@@ -228,9 +214,9 @@ def test_false_positive_rate_and_power_of_fitted_models():
     labels = tuple(f"net/{k}" for k in range(3))
 
     def study(effect=0.0):
-        rows = _random_rdms(rng, 3, stimuli=10)
+        rows = random_rdms(rng, 3, stimuli=10)
         models = ModelRDMs(rows, labels, ("net",) * 3, ("0", "1", "2"), tuple("abcdefghij"))
-        brain = _random_rdms(rng, 6, stimuli=10) + effect * (rows[0] + rows[1])
+        brain = random_rdms(rng, 6, stimuli=10) + effect * (rows[0] + rows[1])
         return brain, rows, list_predictors(models, ("weighted",))
 
     keys = [("p", 0), ("mean", 0), ("p_permutation", 0)]
@@ -247,48 +233,8 @@ def test_false_positive_rate_and_power_of_fitted_models():
 # The stores.
 
 
-def _write(folder, *, subjects=5, stimuli=20, seed=0, constant=False, noise=1.0):
-    rng = np.random.default_rng(seed)
-    names = [f"s{k:02d}" for k in range(stimuli)]
-    i, j = pair_labels(names)
-    rows = _random_rdms(rng, 3, stimuli=stimuli) + 4.0
-    if constant:
-        rows[1] = 1.0
-    pairs = {"stimulus_i": ("pair", i), "stimulus_j": ("pair", j)}
-    layers = np.array(["l0", "l1", "l2"], object)
-    store.write(
-        xr.Dataset(
-            {"dissimilarity": (("layer", "pair"), rows)},
-            coords={"layer": ("layer", layers), **pairs},
-            attrs={"model": "net", "measure": "correlation"},
-        ),
-        folder / "model.zarr",
-        spec="model_rdms",
-    )
-    paths = []
-    for k in range(subjects):
-        values = rows[[0, 2]] + noise * _random_rdms(rng, 2, stimuli=stimuli)
-        store.write(
-            xr.Dataset(
-                {"dissimilarity": (("region", "pair"), values)},
-                coords={"region": ("region", np.array(["early", "late"], object)), **pairs},
-                attrs={
-                    "subject": f"{k:02d}",
-                    "task": "all",
-                    "measure": "given",
-                    "noise_normalisation": "none",
-                    "cross_validation": "none",
-                },
-            ),
-            folder / f"sub-{k}.zarr",
-            spec="rdms",
-        )
-        paths.append(folder / f"sub-{k}.zarr")
-    return {"rdms": paths, "model_rdms": [folder / "model.zarr"], "out": folder / "scores.zarr"}
-
-
 def test_store_holds_all_tests(tmp_path):
-    given = _write(tmp_path)
+    given = write_rdms(tmp_path)
     compare_rdms(
         **given,
         comparisons=["pearson", "spearman:rgtm(0.2, 0.8)"],
@@ -340,7 +286,7 @@ def test_store_holds_all_tests(tmp_path):
 
 
 def test_a_constant_layer_is_named_and_the_others_are_scored(tmp_path):
-    given = _write(tmp_path, constant=True)
+    given = write_rdms(tmp_path, constant=True)
     compare_rdms(
         **given,
         comparisons=["pearson", "rho_a", "cosine"],
@@ -362,7 +308,7 @@ def test_a_constant_layer_is_named_and_the_others_are_scored(tmp_path):
 
 
 def _flags(tmp_path, options=None, **study):
-    given = _write(tmp_path, **study)
+    given = write_rdms(tmp_path, **study)
     compare_rdms(
         **given, **({"comparisons": ["pearson"], "bootstrap": {"samples": 100}} | (options or {}))
     )
@@ -437,10 +383,10 @@ def test_config_knows_every_comparison_and_transform():
 
 def test_same_numbers_on_any_threads():
     rng = np.random.default_rng(9)
-    rows = _random_rdms(rng, 3, stimuli=16)
+    rows = random_rdms(rng, 3, stimuli=16)
     labels = tuple(f"net/{k}" for k in range(3))
     models = ModelRDMs(rows, labels, ("net",) * 3, tuple("012"), tuple("abcdefghijklmnop"))
-    brain = _random_rdms(rng, 4, 2, stimuli=16)
+    brain = random_rdms(rng, 4, 2, stimuli=16)
     runs = [
         score_statistics(
             brain,

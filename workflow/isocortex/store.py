@@ -239,7 +239,9 @@ SPECS: dict[str, Spec] = {
                     "p_fwe": "p-value against 0, family-wise over all tests (Holm)",
                     "p_permutation": "p-value of permuted stimulus labels, one-sided",
                     "p_permutation_fwe": "the same, family-wise (largest standardised mean)",
-                    "p_ceiling": "p-value against the lower noise ceiling, two-sided",
+                    "p_ceiling": "p-value against the lower noise ceiling, two-sided; of fitted "
+                    "predictors against the cross-validated one. A model that misses nothing "
+                    "scores above it",
                 },
             ),
             **_optional(
@@ -301,6 +303,9 @@ SPECS: dict[str, Spec] = {
             "partial_low": Array(("model", "region"), "f8", "lower end of the interval"),
             "partial_high": Array(("model", "region"), "f8", "upper end of the interval"),
             "partial_p": Array(("model", "region"), "f8", "p-value against 0, one-sided"),
+            "partial_p_permutation": Array(
+                ("model", "region"), "f8", "p-value of permuted stimulus labels of the model"
+            ),
             "partial_p_fdr": Array(("model", "region"), "f8", "false discovery rate over all"),
             "partial_p_fwe": Array(("model", "region"), "f8", "family-wise over all (Holm)"),
             "total": Array(("region", "subject"), "f8", "share of variance of all models"),
