@@ -15,6 +15,7 @@ from isocortex.searchlight import (
     grid_edges,
     group_test,
     mesh_edges,
+    neighbour_table,
     normal_deviate,
     sign_flips,
     tfce,
@@ -35,39 +36,66 @@ def test_tfce_is_nilearn_s(connectivity):
     shape = (9, 8, 7)
     maps = smooth_maps(rng, 3, shape)
     edges = grid_edges(np.argwhere(np.ones(shape, bool)), connectivity=connectivity)
-    neighbours = generate_binary_structure(3, {6: 1, 18: 2, 26: 3}[connectivity])
+    near = neighbour_table(edges, int(np.prod(shape)))
+    structure = generate_binary_structure(3, {6: 1, 18: 2, 26: 3}[connectivity])
     for row in maps:
         step = row.max() / 100
         # Like FSL, nilearn leaves the step between thresholds out of the sum.
-        peer = calculate_tfce(row.reshape(*shape, 1).copy(), neighbours, two_sided_test=False)
-        ours = tfce(row[None], edges)
+        peer = calculate_tfce(row.reshape(*shape, 1).copy(), structure, two_sided_test=False)
+        ours = tfce(row[None], near)
         np.testing.assert_allclose(ours[0], step * peer.ravel(), rtol=1e-10, atol=1e-12)
     steps = np.array([0.04, 0.04, 0.1])
-    together = tfce(maps, edges, step=steps)
-    apart = np.concatenate([tfce(row[None], edges, step=s) for row, s in zip(maps, steps)])
+    together = tfce(maps, near, step=steps)
+    apart = np.concatenate([tfce(row[None], near, step=s) for row, s in zip(maps, steps)])
     np.testing.assert_allclose(together, apart, rtol=1e-12)
 
 
 def test_tfce_of_a_block_and_of_a_cone():
     """A block of 7 at height 3; a chain with one level a point: sums of e^E h^H by hand."""
-    edges = np.stack([np.arange(9), np.arange(1, 10)], axis=1)
+    near = neighbour_table(np.stack([np.arange(9), np.arange(1, 10)], axis=1), 10)
     block = np.array([0, 3.0, 3, 3, 3, 3, 3, 3, 0, -5])
     thresholds = np.arange(1, 31) * 0.1
     wanted = np.where(block > 0, np.sqrt(7) * (thresholds**2).sum() * 0.1, 0)
-    np.testing.assert_allclose(tfce(block[None], edges, step=0.1)[0], wanted, rtol=1e-12)
+    np.testing.assert_allclose(tfce(block[None], near, step=0.1)[0], wanted, rtol=1e-12)
     chain = np.array([1.0, 2, 3, 4, 5, 0, 2, 0, 0, np.nan])
     wanted = [sum(np.sqrt(6 - h) * h**2 for h in range(1, top + 1)) for top in range(1, 6)]
-    found = tfce(chain[None], edges, step=1.0)[0]
+    found = tfce(chain[None], near, step=1.0)[0]
     np.testing.assert_allclose(found, [*wanted, 0, 1 + 4, 0, 0, 0], rtol=1e-12)
-    found = tfce(chain[None], edges, step=1.0, extent=1.0, height=0.0)[0]
+    found = tfce(chain[None], near, step=1.0, extent=1.0, height=0.0)[0]
     np.testing.assert_allclose(found[:5], np.cumsum([5, 4, 3, 2, 1]), rtol=1e-12)
+
+
+def test_tfce_of_plateaus_and_saddles():
+    """Few levels, so that neighbours are often equal: nilearn's sum with as few steps."""
+    rng = np.random.default_rng(4)
+    shape = (7, 6, 5)
+    near = neighbour_table(grid_edges(np.argwhere(np.ones(shape, bool))), 210)
+    for share in (0.2, 0.5, 0.9):
+        row = np.where(rng.random(210) < share, rng.integers(1, 21, 210), 0).astype(float)
+        row[0] = 20.0
+        peer = calculate_tfce(
+            row.reshape(*shape, 1).copy(),
+            generate_binary_structure(3, 1),
+            dh=1.0,
+            two_sided_test=False,
+        )
+        np.testing.assert_allclose(tfce(row[None], near, step=1.0)[0], peer.ravel(), rtol=1e-9)
+
+
+def test_neighbours_as_a_table():
+    table = neighbour_table(np.array([[0, 1], [2, 1], [1, 3]]), 5)
+    assert [sorted(set(row) - {k}) for k, row in enumerate(table)] == [[1], [0, 2, 3], [1], [1], []]
+    assert neighbour_table(np.empty((0, 2), int), 3).shape == (3, 0)
+    assert (
+        tfce(np.full((1, 3), 2.0), neighbour_table(np.empty((0, 2), int), 3), step=1.0)[0, 0] == 5
+    )
 
 
 def test_tfce_of_a_mesh_follows_its_edges():
     """Two triangles that share an edge and one apart: clusters of 4 and of 3."""
     edges = mesh_edges(np.array([[0, 1, 2], [2, 1, 3], [4, 5, 6]]))
     assert len(edges) == 8
-    found = tfce(np.ones((1, 7)), edges, step=1.0)
+    found = tfce(np.ones((1, 7)), neighbour_table(edges, 7), step=1.0)
     np.testing.assert_allclose(found[0], np.sqrt([4, 4, 4, 4, 3, 3, 3]))
 
 
@@ -83,7 +111,7 @@ def test_neighbours_of_a_grid_with_holes():
 
 def test_too_fine_a_step_is_refused():
     with pytest.raises(ValueError, match="take a larger one"):
-        tfce(np.full((1, 2), 100.0), np.array([[0, 1]]), step=1e-4)
+        tfce(np.full((1, 2), 100.0), np.array([[1], [0]]), step=1e-4)
 
 
 def test_random_flips_hold_the_observed_signs():
@@ -100,9 +128,9 @@ def test_p_values_are_those_of_the_definition():
     shape = (4, 4, 3)
     z = smooth_maps(rng, 6, shape) + 0.3
     z[3, 5] = np.nan
-    edges = grid_edges(np.argwhere(np.ones(shape, bool)))
+    near = neighbour_table(grid_edges(np.argwhere(np.ones(shape, bool))), int(np.prod(shape)))
     signs = sign_flips(6, 64, seed=0)
-    test = group_test(z[None], edges, signs, threads=2)
+    test = group_test(z[None], near, signs, threads=2)
     t = np.array([stats.ttest_1samp(row[:, None] * z, 0).statistic for row in signs])
     observed = stats.ttest_1samp(z, 0, nan_policy="omit").statistic
     np.testing.assert_allclose(test.t[0], observed, rtol=1e-6)
@@ -114,7 +142,7 @@ def test_p_values_are_those_of_the_definition():
     wanted = (top[:, None] >= t[0, there] - close).mean(axis=0)
     np.testing.assert_allclose(test.p_corrected[0, there], wanted)
     z_of_t = normal_deviate(t, 5)
-    enhanced = tfce(z_of_t, edges, step=np.nanmax(z_of_t[0]) / 100)
+    enhanced = tfce(z_of_t, near, step=np.nanmax(z_of_t[0]) / 100)
     np.testing.assert_allclose(test.tfce[0], enhanced[0], rtol=1e-6)
     wanted = (enhanced.max(axis=1)[:, None] >= enhanced[0, there] * (1 - close)).mean(axis=0)
     np.testing.assert_allclose(test.p_tfce[0, there], wanted)
@@ -134,9 +162,9 @@ def null_studies():
     """Studies of 6 subjects, smooth noise: p-values of all 64 flips."""
     rng = np.random.default_rng(2)
     shape, studies = (6, 6, 6), 400
-    edges = grid_edges(np.argwhere(np.ones(shape, bool)))
+    near = neighbour_table(grid_edges(np.argwhere(np.ones(shape, bool))), int(np.prod(shape)))
     z = smooth_maps(rng, 6 * studies, shape).reshape(studies, 6, -1)
-    return group_test(z, edges, sign_flips(6, 64, seed=0), threads=2)
+    return group_test(z, near, sign_flips(6, 64, seed=0), threads=2)
 
 
 @pytest.mark.parametrize("kind", ["p_corrected", "p_tfce"])
@@ -159,10 +187,10 @@ def test_power_and_what_tfce_adds():
     """An effect of 1.5 SD over a third of the volume: TFCE finds most of it, single t half."""
     rng = np.random.default_rng(3)
     shape, studies = (6, 6, 6), 40
-    edges = grid_edges(np.argwhere(np.ones(shape, bool)))
+    near = neighbour_table(grid_edges(np.argwhere(np.ones(shape, bool))), int(np.prod(shape)))
     z = smooth_maps(rng, 10 * studies, shape).reshape(studies, 10, -1)
     z.reshape(studies, 10, *shape)[..., :2] += 1.5
-    test = group_test(z, edges, sign_flips(10, 256, seed=0), threads=2)
+    test = group_test(z, near, sign_flips(10, 256, seed=0), threads=2)
     effect = np.zeros(shape, bool)
     effect[..., :2] = True
     hits = {

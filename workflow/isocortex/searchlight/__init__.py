@@ -20,7 +20,7 @@ from isocortex.searchlight.sampling import (
 from isocortex.searchlight.scoring import Models, Patterns, score_block
 from isocortex.searchlight.spheres import Spheres, sphere_offsets, spheres
 from isocortex.searchlight.subject import map_searchlight, map_surface_searchlight
-from isocortex.searchlight.tfce import grid_edges, tfce
+from isocortex.searchlight.tfce import grid_edges, neighbour_table, tfce
 
 __all__ = [
     "MESH",
@@ -40,6 +40,7 @@ __all__ = [
     "map_searchlight",
     "map_surface_searchlight",
     "mesh_edges",
+    "neighbour_table",
     "normal_deviate",
     "path_graph",
     "read_patterns",

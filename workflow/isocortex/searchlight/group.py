@@ -15,7 +15,7 @@ from isocortex.errors import InputError
 from isocortex.searchlight.discs import mesh_edges
 from isocortex.searchlight.maps import write_maps
 from isocortex.searchlight.sampling import template_surface
-from isocortex.searchlight.tfce import CONNECTIVITIES, grid_edges, tfce
+from isocortex.searchlight.tfce import CONNECTIVITIES, grid_edges, neighbour_table, tfce
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def sign_flips(n: int, permutations: int, *, seed: int) -> np.ndarray:
 
 
 def group_test(
-    z: np.ndarray, edges: np.ndarray, signs: np.ndarray, *, threads: int = 1
+    z: np.ndarray, neighbours: np.ndarray, signs: np.ndarray, *, threads: int = 1
 ) -> GroupTest:
     """Test maps of subjects against 0 by flipping the signs of whole subjects.
 
@@ -68,8 +68,8 @@ def group_test(
     ----------
     z
         Floating, shape (n_maps, n_subjects, n_points), NaN where a subject has no value.
-    edges
-        Neighbouring points, shape (n_edges, 2).
+    neighbours
+        Of each point, from `isocortex.searchlight.neighbour_table`.
     signs
         From `sign_flips`; ignored below 5 subjects.
 
@@ -101,7 +101,7 @@ def group_test(
     # A map without a value above 0 has no step: any one gives zeros.
     steps = np.where(steps > 0, steps, 1.0)
     enhanced = np.concatenate(
-        [tfce(row[None], edges, step=step) for row, step in zip(deviate, steps)]
+        [tfce(row[None], neighbours, step=step) for row, step in zip(deviate, steps)]
     )
     nothing = np.full((n_maps, n_points), np.nan)
     if n < MINIMUM_SUBJECTS:
@@ -109,7 +109,15 @@ def group_test(
 
     blocks = _blocks(n_maps, len(signs), n_points)
     results = parallel.map_blocks(
-        _flipped, blocks, z, supported, edges, signs, steps, threads=threads, label="sign flips"
+        _flipped,
+        blocks,
+        z,
+        supported,
+        neighbours,
+        signs,
+        steps,
+        threads=threads,
+        label="sign flips",
     )
     as_large = np.zeros((n_maps, n_points), dtype=np.int64)
     largest_t = np.empty((n_maps, len(signs)))
@@ -144,7 +152,7 @@ def _flipped(
     block: tuple[slice, slice],
     z: np.ndarray,
     observed: np.ndarray,
-    edges: np.ndarray,
+    neighbours: np.ndarray,
     signs: np.ndarray,
     steps: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -161,7 +169,7 @@ def _flipped(
         found[points] = (one >= _just_below(observed[m, points])).sum(axis=0)
     largest = np.where(np.isnan(t), -np.inf, t).max(axis=2, initial=-np.inf)
     deviate = normal_deviate(t, z.shape[1] - 1).reshape(-1, z.shape[2])
-    enhanced = tfce(deviate, edges, step=np.repeat(steps[maps], len(flipped)))
+    enhanced = tfce(deviate, neighbours, step=np.repeat(steps[maps], len(flipped)))
     return count, largest, enhanced.max(axis=1, initial=0.0).reshape(largest.shape)
 
 
@@ -364,7 +372,7 @@ def _tested(
         flags.append(f"{n} subjects: no p-values; sign flips need at least {MINIMUM_SUBJECTS}")
         logger.warning("%s", flags[0])
     signs = sign_flips(n, permutations, seed=seed)
-    test = group_test(z, edges, signs, threads=threads)
+    test = group_test(z, neighbour_table(edges, z.shape[2]), signs, threads=threads)
     counts = np.isfinite(z).sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.tanh(

@@ -49,9 +49,34 @@ def grid_edges(voxels: np.ndarray, *, connectivity: int = 6) -> np.ndarray:
     return np.concatenate(pairs)
 
 
+def neighbour_table(edges: np.ndarray, n_points: int) -> np.ndarray:
+    """Return the neighbours of each point as a table.
+
+    Parameters
+    ----------
+    edges
+        Neighbouring points, shape (n_edges, 2), from `grid_edges` or
+        `isocortex.searchlight.mesh_edges`.
+    n_points
+        How many points there are.
+
+    Returns
+    -------
+    numpy.ndarray
+        int64, shape (n_points, most neighbours of a point), filled up with the point itself.
+    """
+    start, end = np.concatenate([edges, edges[:, ::-1]]).T
+    order = np.argsort(start, kind="stable")
+    start, end = start[order], end[order]
+    counts = np.bincount(start, minlength=n_points)
+    table = np.repeat(np.arange(n_points)[:, None], int(counts.max(initial=0)), axis=1)
+    table[start, np.arange(len(start)) - np.repeat(np.cumsum(counts) - counts, counts)] = end
+    return table
+
+
 def tfce(
     maps: np.ndarray,
-    edges: np.ndarray,
+    neighbours: np.ndarray,
     *,
     step: float | np.ndarray | None = None,
     extent: float = 0.5,
@@ -63,9 +88,8 @@ def tfce(
     ----------
     maps
         Shape (n_maps, n_points). Values that are not above 0, and NaN, get 0: one-sided.
-    edges
-        Neighbouring points, shape (n_edges, 2), from `grid_edges` or
-        `isocortex.searchlight.mesh_edges`.
+    neighbours
+        Of each point, from `neighbour_table`.
     step
         Between thresholds, above 0: of all maps or one a map; a 100th of the largest value of all
         maps where not given.
@@ -80,92 +104,114 @@ def tfce(
 
     Notes
     -----
-    Thresholds are gone through from the top once for all maps together. At each one only the
-    points and edges that it adds are looked at: clusters that they touch are joined into a new
-    one, and the rest keep their size. nilearn labels the volume anew at every threshold.
+    From every point the way to its highest neighbour, and on, ends at a peak. Whatever the
+    threshold, a point above it is in the cluster of its peak, so that clusters are sets of peaks
+    which join at the saddles between them. Thresholds are gone through once from the top, for the
+    peaks and saddles of all maps together; nilearn labels the volume anew at every threshold.
     """
     maps = np.asarray(maps, dtype=np.float64)
-    n_points = maps.shape[1]
-    positive = np.where(np.isfinite(maps), maps, 0.0)
+    positive = np.maximum(np.where(np.isfinite(maps), maps, 0.0), 0.0)
     largest = positive.max(axis=1, initial=0.0)
     if not largest.max(initial=0.0) > 0:
         return np.zeros(maps.shape)
     steps = np.broadcast_to(largest.max() / 100 if step is None else step, largest.shape)
     if (largest / steps >= 1 << 16).any():
         raise ValueError(f"step is {step}, but values reach {largest.max():g}: take a larger one")
-    # In 16 bits, which numpy sorts by counting.
-    scaled = np.maximum(positive, 0.0) / steps[:, None]
-    level = np.floor(scaled * (1 + 1e-12)).astype(np.uint16)
-    # In units of the step: one tree for maps of any scale.
-    weight = np.cumsum(np.arange(int(level.max()) + 1, dtype=np.float64) ** height)
-    weight -= weight[0]
+    # In 16 bits, which numpy sorts by counting. A value on a threshold, but for rounding, is there.
+    level = np.floor(positive / steps[:, None] * (1 + 1e-12)).astype(np.uint16)
+    points, peak = _peaks(level, neighbours)
+    n_peaks = int(peak.max(initial=-1)) + 1
+    one, other, joined = _saddles(level, neighbours, points, peak, n_peaks)
 
-    flat = level.ravel()
-    point_order, point_starts = _by_level(flat, len(weight))
-    joined = np.minimum(level[:, edges[:, 0]], level[:, edges[:, 1]])
-    which, edge = np.nonzero(joined)
-    edge_order, edge_starts = _by_level(joined[which, edge], len(weight))
-    which, edge = which[edge_order] * n_points, edge[edge_order]
-    a, b = edges[edge, 0] + which, edges[edge, 1] + which
-
-    # Clusters in the order of their making. A join takes two clusters or more, so that there are
-    # fewer than two for each point.
-    room = 2 * (len(flat) - int(point_starts[1]))
-    size, birth = np.ones(room), np.zeros(room, dtype=np.int32)
-    parent = np.arange(room)
-    current = np.arange(room)
-    first_cluster = np.full(flat.shape, -1, dtype=np.int64)
-    bounds = [0]
-    for k in range(len(weight) - 1, 0, -1):
+    point_order, point_starts = _by_level(level.ravel()[points])
+    order, saddle_starts = _by_level(joined, len(point_starts) - 1)
+    one, other = one[order], other[order]
+    cluster = np.arange(n_peaks)
+    size, total = np.zeros(n_peaks), np.zeros(n_peaks)
+    before = np.empty(len(points))
+    for k in range(len(point_starts) - 2, 0, -1):
         new = point_order[point_starts[k] : point_starts[k + 1]]
-        if not len(new):
-            # An edge enters with the lower of its ends: there is none either.
-            continue
-        bounds.append(bounds[-1] + len(new))
-        first_cluster[new] = np.arange(bounds[-2], bounds[-1])
-        birth[bounds[-2] : bounds[-1]] = k
-        here = slice(edge_starts[k], edge_starts[k + 1])
-        one = _cluster_now(current, first_cluster[a[here]])
-        other = _cluster_now(current, first_cluster[b[here]])
-        apart = one != other
-        if not apart.any():
-            continue
-        touched, ends = np.unique(np.concatenate([one[apart], other[apart]]), return_inverse=True)
-        one, other = np.split(ends, 2)
-        graph = coo_array((np.ones(len(one), dtype=np.int8), (one, other)), (len(touched),) * 2)
-        n_joined, label = connected_components(graph, directed=False)
-        bounds.append(bounds[-1] + n_joined)
-        joint = np.arange(bounds[-2], bounds[-1])
-        size[joint] = np.bincount(label, weights=size[touched], minlength=n_joined)
-        birth[joint] = k
-        parent[touched] = current[touched] = joint[label]
-
-    made = bounds[-1]
-    own = weight[birth[:made]]
-    last = parent[:made] == np.arange(made)
-    own = np.where(last, own, own - weight[birth[parent[:made]]]) * size[:made] ** extent
-    for start, stop in zip(bounds[-2::-1], bounds[:0:-1]):
-        within = np.arange(start, stop)
-        own[within] += np.where(last[within], 0.0, own[parent[within]])
-    inside = first_cluster >= 0
-    found = np.where(inside, own[np.where(inside, first_cluster, 0)], 0.0).reshape(maps.shape)
-    return found * (steps ** (height + 1))[:, None]
+        # What its peak has from thresholds above it is not the point's.
+        before[new] = total[peak[new]]
+        size += np.bincount(peak[new], minlength=n_peaks)
+        here = slice(saddle_starts[k], saddle_starts[k + 1])
+        cluster = _joined(cluster, one[here], other[here])
+        held = np.bincount(cluster, weights=size, minlength=n_peaks)
+        total += (held**extent)[cluster] * float(k) ** height
+    out = np.zeros(maps.shape)
+    out.ravel()[points] = total[peak] - before
+    # In units of the step so far, whatever each map's is.
+    return out * (steps ** (height + 1))[:, None]
 
 
-def _by_level(levels: np.ndarray, n_levels: int) -> tuple[np.ndarray, np.ndarray]:
+def _peaks(level: np.ndarray, neighbours: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the points above level 0, counted on over maps, and the number of each one's peak."""
+    n_points = level.shape[1]
+    # Points of one level go by their number, so that every way ends.
+    rank = level.astype(np.int64) * n_points + np.arange(n_points)
+    highest = rank.copy()
+    for column in neighbours.T:
+        np.maximum(highest, rank[:, column], out=highest)
+    points = np.flatnonzero(level)
+    compact = np.empty(level.size, dtype=np.int64)
+    compact[points] = np.arange(len(points))
+    start = points - points % n_points
+    up = compact[start + highest.ravel()[points] % n_points]
+    while True:
+        further = up[up]
+        if np.array_equal(further, up):
+            break
+        up = further
+    tops = np.flatnonzero(up == np.arange(len(points)))
+    number = np.empty(len(points), dtype=np.int64)
+    number[tops] = np.arange(len(tops))
+    return points, number[up]
+
+
+def _saddles(
+    level: np.ndarray,
+    neighbours: np.ndarray,
+    points: np.ndarray,
+    peak: np.ndarray,
+    n_peaks: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return neighbouring points of different peaks: both peaks, and the lower of the levels."""
+    of = np.full(level.size, n_peaks, dtype=np.int64)
+    of[points] = peak
+    of = of.reshape(level.shape)
+    own = np.arange(level.shape[1])
+    one, other, joined = [], [], []
+    for column in neighbours.T:
+        forward = np.flatnonzero(column > own)
+        ahead = column[forward]
+        a, b = of[:, forward], of[:, ahead]
+        apart = (a != b) & (np.maximum(a, b) < n_peaks)
+        one.append(a[apart])
+        other.append(b[apart])
+        joined.append(np.minimum(level[:, forward], level[:, ahead])[apart])
+    if not one:
+        return (np.empty(0, dtype=np.int64),) * 2 + (np.empty(0, dtype=np.uint16),)
+    return np.concatenate(one), np.concatenate(other), np.concatenate(joined)
+
+
+def _joined(cluster: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return the cluster of each peak once clusters have met at saddles between peaks."""
+    one, other = cluster[one], cluster[other]
+    apart = one != other
+    if not apart.any():
+        return cluster
+    touched, ends = np.unique(np.concatenate([one[apart], other[apart]]), return_inverse=True)
+    a, b = np.split(ends, 2)
+    graph = coo_array((np.ones(len(a), dtype=np.int8), (a, b)), (len(touched),) * 2)
+    _, label = connected_components(graph, directed=False)
+    first = np.unique(label, return_index=True)[1]
+    becomes = np.arange(len(cluster))
+    becomes[touched] = touched[first[label]]
+    return becomes[cluster]
+
+
+def _by_level(levels: np.ndarray, n_levels: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Return what sorts by level, and where each level starts in that order, and the end."""
     order = np.argsort(levels, kind="stable")
     starts = np.concatenate([[0], np.cumsum(np.bincount(levels, minlength=n_levels))])
     return order, starts
-
-
-def _cluster_now(current: np.ndarray, clusters: np.ndarray) -> np.ndarray:
-    """Return the cluster that each one is part of by now, and shorten the way there."""
-    found = clusters
-    while True:
-        up = current[found]
-        if np.array_equal(up, found):
-            break
-        found = up
-    current[clusters] = found
-    return found
