@@ -27,7 +27,7 @@ from isocortex.rsa import (
     pool,
     to_matrices,
 )
-from isocortex.rsa.ranks import sample_concordance, weighted_concordance, weighted_ranks
+from isocortex.rsa.ranking import sample_concordance, weighted_concordance, weighted_ranks
 from tests.unit.test_rsa_comparison import PEER, VECTORS
 
 N, SUBJECTS = 12, 5

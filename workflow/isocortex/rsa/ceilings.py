@@ -10,7 +10,7 @@ from scipy.stats import rankdata
 
 from isocortex.rsa.compare import KERNELS, RANKED, TAUS, check_comparison
 from isocortex.rsa.kernels import compare_kernels, complete_stimuli, keep_stimuli
-from isocortex.rsa.ranks import tied_squares, weighted_concordance, weighted_ranks
+from isocortex.rsa.ranking import tied_squares, weighted_concordance, weighted_ranks
 from isocortex.rsa.rdms import MINIMUM_STIMULI, n_stimuli
 from isocortex.rsa.sampling import SampledRDMs, pair_weights
 

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from isocortex.rsa.kernels import compare_kernels, complete_stimuli, keep_stimuli
-from isocortex.rsa.ranks import concordance, sorted_groups
+from isocortex.rsa.ranking import concordance, sorted_groups
 from isocortex.rsa.rdms import n_stimuli, to_matrices, to_vectors
 
 EMBEDDED = ("pearson", "spearman", "corr_cov", "rho_a", "cosine", "cosine_cov")

@@ -11,7 +11,7 @@ import numpy as np
 
 from isocortex.rsa.compare import KERNELS, RANKED, TAUS
 from isocortex.rsa.kernels import compare_kernels, complete_stimuli, keep_stimuli
-from isocortex.rsa.ranks import sample_concordance, sample_ranks, sample_ties, sorted_groups
+from isocortex.rsa.ranking import sample_concordance, sample_ranks, sample_ties, sorted_groups
 from isocortex.rsa.rdms import MINIMUM_STIMULI, n_stimuli, pair_indices, to_matrices
 
 _BLOCK_BYTES = 64 << 20
