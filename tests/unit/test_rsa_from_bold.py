@@ -17,11 +17,10 @@ SHAPE = (6, 6, 4)
 TR = 2.0
 N_VOLUMES = 70
 N_RUNS = 3
-SUBJECTS = 7
+SUBJECTS = 6
 STIMULI = [f"{letter}.png" for letter in "abcdef"]
 NOISE = {
     "residuals, shrinkage_diag": {"source": "residuals"},
-    "residuals, shrinkage_eye": {"source": "residuals", "shrinkage": "shrinkage_eye"},
     "betas, shrinkage_eye": {"source": "betas", "shrinkage": "shrinkage_eye"},
     "none": {"source": "none"},
 }
@@ -117,13 +116,13 @@ def test_a_region_of_noise_has_no_distances(distances, noise):
     means = distances[0][noise][:, 1].mean(axis=1)
     assert stats.ttest_1samp(means, 0).pvalue > 0.001
     means = distances[0]["mahalanobis"][:, 1].mean(axis=1)
-    assert stats.ttest_1samp(means, 0, alternative="greater").pvalue < 1e-6
+    assert stats.ttest_1samp(means, 0, alternative="greater").pvalue < 1e-3
 
 
 @pytest.mark.parametrize("noise", NOISE)
 def test_a_region_with_signal_has_the_planted_ones(distances, noise):
     values, truth = distances[0][noise][:, 0], distances[1]
-    assert stats.ttest_1samp(values.mean(axis=1), 0, alternative="greater").pvalue < 1e-4
+    assert stats.ttest_1samp(values.mean(axis=1), 0, alternative="greater").pvalue < 1e-3
     for subject in values:
         assert np.corrcoef(subject, truth)[0, 1] > 0.5
     assert np.corrcoef(values.mean(axis=0), truth)[0, 1] > 0.95
