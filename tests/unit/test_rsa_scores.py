@@ -271,6 +271,11 @@ def test_store_holds_all_tests(tmp_path):
         assert (found[f"ceiling_{end}_high"] > middle).all()
     assert (found["ceiling_cv_low"] < found["ceiling_cv_high"]).all()
     assert found.attrs["interval_level"] == 0.9
+    weights = found["weight"].sel(comparison="pearson", predictor="net/weighted")
+    assert list(found["source"].values) == ["net/l0", "net/l1", "net/l2"]
+    assert list(weights.argmax("source").values) == [0, 2]
+    np.testing.assert_allclose((weights**2).sum("source"), 1.0)
+    assert np.isnan(found["weight"].sel(predictor="net/l0")).all()
     assert found.attrs["n_permutations"] == 100
     # The transform is of both RDMs, before the comparison.
     transform = parse_transform("rgtm(0.2,0.8)")

@@ -268,6 +268,14 @@ SPECS: dict[str, Spec] = {
                 ("predictor",), "str", "fixed, weighted, selected or interpolated", required=False
             ),
             "other": Array(("other",), "str", "second predictor of a pair", required=False),
+            "weight": Array(
+                ("comparison", "predictor", "region", "source"),
+                "f8",
+                "weight of a layer's RDM in a fitted predictor, fitted to all subjects and stimuli "
+                "(the scores are of fits to others); NaN where it is no part of it",
+                required=False,
+            ),
+            "source": Array(("source",), "str", "layer, model/layer", required=False),
             "comparison": Array(("comparison",), "str", "how RDMs were compared"),
             "region": Array(("region",), "str", "name of the region"),
             "subject": Array(("subject",), "str", "subject label"),

@@ -13,7 +13,14 @@ import numpy as np
 
 from isocortex import parallel
 from isocortex.rsa.compare import KERNELS, correlate, pooling_scale
-from isocortex.rsa.models import Predictors, fit_metric, metric_vectors, solve, unit_rows
+from isocortex.rsa.models import (
+    Predictors,
+    can_select,
+    fit_metric,
+    metric_vectors,
+    solve,
+    unit_rows,
+)
 from isocortex.rsa.rdms import MINIMUM_STIMULI, n_stimuli, pair_indices, to_matrices
 
 FEWEST_TO_FIT = 2 * MINIMUM_STIMULI
@@ -243,7 +250,7 @@ def _fit(
         if "selected" in kinds and metric != comparison:
             scores = correlate(part.layers, part.rows, comparison=comparison)
             agreements[False].append(_means(scores.T, training))
-            able.append(np.diag(np.isfinite(scores).any(axis=1).astype(np.float64)))
+            able.append(np.diag(can_select(part.layers[:, valid], scores).astype(np.float64)))
     weights = {}
     for k in predictors.fitted:
         layers, kind = list(predictors.rows[k]), predictors.kinds[k]

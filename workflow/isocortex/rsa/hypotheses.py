@@ -37,24 +37,24 @@ def contrast_variances(drawn: np.ndarray, *, cuts: int = 1) -> tuple[np.ndarray,
         Shape (n_values, n_values, n_regions): of each less each other one, over the samples that
         have both.
     """
-    known = np.isfinite(drawn).all(axis=1)
-    count = np.maximum(known.sum(axis=0), 1)
-    centre = np.where(known[:, None], drawn, 0.0).sum(axis=0) / count
-    # Regions first, then values x samples, so that all sums are matrix products.
-    there = known.transpose(2, 1, 0).astype(np.float64)
-    x, y = (
-        np.where(known, drawn[:, k] - centre[k], 0.0).transpose(2, 1, 0)
-        for k in (0, drawn.shape[1] - 1)
-    )
-    shared = _contrast_covariances(x, y, there)
-    if drawn.shape[1] > 1:
-        alone = [_contrast_covariances(v, v, there) for v in (x, y)]
-        shared = tuple(
-            np.maximum(c, 0.0) + np.maximum(0.5 * (v + w) - np.maximum(c, 0.0), 0.0) / cuts
-            for c, v, w in zip(shared, *alone)
-        )
-    values, differences = shared
-    return values.T, differences.transpose(1, 2, 0)
+    size, n_regions = drawn.shape[2:]
+    values, differences = np.empty((size, n_regions)), np.empty((size, size, n_regions))
+    for r in range(n_regions):
+        found = drawn[..., r]
+        known = np.isfinite(found).all(axis=1)
+        count = np.maximum(known.sum(axis=0), 1)
+        centre = np.where(known[:, None], found, 0.0).sum(axis=0) / count
+        # Values x samples, so that all sums are matrix products.
+        x, y = (np.where(known, found[:, k] - centre[k], 0.0).T for k in (0, -1))
+        shared = _contrast_covariances(x, y, known.T.astype(np.float64))
+        if drawn.shape[1] > 1:
+            alone = [_contrast_covariances(v, v, known.T.astype(np.float64)) for v in (x, y)]
+            shared = tuple(
+                np.maximum(c, 0.0) + np.maximum(0.5 * (v + w) - np.maximum(c, 0.0), 0.0) / cuts
+                for c, v, w in zip(shared, *alone)
+            )
+        values[:, r], differences[:, :, r] = shared
+    return values, differences
 
 
 def _contrast_covariances(
@@ -62,18 +62,16 @@ def _contrast_covariances(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return covariances of x and y, and of their differences between values.
 
-    All of shape (regions, values, samples); ``there`` is 1 where a sample has the value, else 0,
-    as are x and y.
+    All of shape (values, samples); ``there`` is 1 where a sample has the value, else 0, as are x
+    and y.
     """
-    back = there.swapaxes(1, 2)
-    pairs, own = there @ back, there.sum(axis=2)
+    pairs, own = there @ there.T, there.sum(axis=1)
     product = x * y
-    squares = product @ back + there @ product.swapaxes(1, 2)
-    squares = squares - x @ y.swapaxes(1, 2) - y @ x.swapaxes(1, 2)
-    sums = [v @ back - there @ v.swapaxes(1, 2) for v in (x, y)]
+    squares = product @ there.T + there @ product.T - x @ y.T - y @ x.T
+    sums = [v @ there.T - there @ v.T for v in (x, y)]
     differences = squares - sums[0] * sums[1] / np.maximum(pairs, 1)
     differences = np.where(pairs > 1, differences / np.maximum(pairs - 1, 1), np.nan)
-    return np.where(own > 1, product.sum(axis=2) / np.maximum(own - 1, 1), np.nan), differences
+    return np.where(own > 1, product.sum(axis=1) / np.maximum(own - 1, 1), np.nan), differences
 
 
 def combine_variances(

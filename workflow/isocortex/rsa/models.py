@@ -106,8 +106,7 @@ def fit_layers(
     valid = np.isfinite(models).all(axis=0) & np.isfinite(brain).all(axis=0)
     if kind == "selected":
         agreement = correlate(models, brain, comparison=comparison)
-        # A layer that has no score cannot be selected.
-        gram = np.diag(np.isfinite(agreement).any(axis=1).astype(np.float64))
+        gram = np.diag(can_select(models[:, valid], agreement).astype(np.float64))
         agreement = np.nan_to_num(agreement)
     else:
         metric = fit_metric(comparison)
@@ -115,6 +114,19 @@ def fit_layers(
         gram = layers @ layers.T
         agreement = layers @ unit_rows(metric_vectors(brain, comparison=metric, valid=valid)).T
     return solve(gram[None], agreement.mean(axis=1)[None], kind=kind)[0]
+
+
+def can_select(models: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return which layers can be selected: those with spread and a score.
+
+    Parameters
+    ----------
+    models
+        Shape (n_layers, n_pairs), finite.
+    scores
+        Shape (n_layers, n_rdms).
+    """
+    return np.isfinite(scores).any(axis=1) & (np.ptp(models, axis=1) > 0)
 
 
 def fit_metric(comparison: str) -> str:

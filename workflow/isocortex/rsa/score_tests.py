@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from isocortex import parallel
@@ -30,7 +32,7 @@ from isocortex.rsa.inference import (
     debiased_variance,
     left_out_counts,
 )
-from isocortex.rsa.models import Predictors
+from isocortex.rsa.models import Predictors, fit_layers
 from isocortex.rsa.permutation import draw_orders, permutation_p, permute_means, region_groups
 from isocortex.rsa.rdms import n_stimuli as pairs_to_stimuli
 
@@ -89,7 +91,8 @@ def score_statistics(
         ``ceiling_high``, their intervals ``ceiling_low_low`` to ``ceiling_high_high``,
         ``ceiling_cv_low``, ``ceiling_cv_high`` (region);
         ``difference``, ``difference_p`` (two-sided), ``difference_p_fdr``, ``difference_p_fwe``
-        (predictor, other, region). NaN where fewer than 2 subjects have the region, means
+        (predictor, other, region); of fitted predictors ``weight`` (predictor, region, layer),
+        fitted to all subjects and stimuli. NaN where fewer than 2 subjects have the region, means
         excepted, and intervals over stimuli.
 
     Notes
@@ -211,6 +214,16 @@ def score_statistics(
         )
         means[:, unable] = np.nan
         result["p_permutation"], result["p_permutation_fwe"] = permutation_p(means)
+    if fitted:
+        result["weight"] = np.full((size, n_regions, len(models)), np.nan)
+        for k, r in itertools.product(fitted, np.flatnonzero(counted)):
+            rows = list(predictors.rows[k])
+            result["weight"][k, r, rows] = fit_layers(
+                models[rows],
+                brain[present[:, r], r],
+                kind=predictors.kinds[k],
+                comparison=comparison,
+            )
     return result
 
 

@@ -152,6 +152,8 @@ def compare_rdms(
             dims[key] = ("comparison", "region")
         elif key.startswith("difference"):
             dims[key] = ("comparison", "predictor", "other", "region")
+        elif key == "weight":
+            dims[key] = (*cube, "source")
     dataset = xr.Dataset(
         {key: (dims.get(key, cube), value) for key, value in stacked.items()}
         | {"best_predictor": (("comparison", "region"), best)},
@@ -159,6 +161,7 @@ def compare_rdms(
             "comparison": _text("comparison", [f"{n}:{f.name}" if f else n for n, f in parsed]),
             "predictor": _text("predictor", predictors.labels),
             "other": _text("other", predictors.labels),
+            **({"source": _text("source", models.predictors)} if predictors.fitted else {}),
             "model": _text("predictor", predictors.models),
             "layer": _text("predictor", predictors.layers),
             "kind": _text("predictor", predictors.kinds),
