@@ -65,7 +65,10 @@ class SampledRDMs:
             self.a, self.b = (_standardised(v, valid, centred=not cosine) for v in (a, b))
         if comparison in RANKED:
             self.sorted_a, self.sorted_b = sorted_groups(self.a), sorted_groups(self.b)
-        rows = 2 * (len(a) + len(b)) if comparison in RANKED else len(a)
+        # What a sample holds beside its weights: Kendall's sums only gain by more samples at once.
+        rows = 4 if comparison in TAUS else len(a)
+        if comparison in RANKED and comparison not in TAUS:
+            rows = 2 * (len(a) + len(b))
         self.block = max(1, _BLOCK_BYTES // (8 * max(self.a.shape[1], 1) * max(rows, 1)))
 
     def scores(self, counts: np.ndarray) -> np.ndarray:
