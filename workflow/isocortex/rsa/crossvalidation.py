@@ -127,24 +127,27 @@ def held_out_scores(
     training = _by_region(subject_counts[:, None] * others, subject, region, n_regions)
     pooling = _by_region(subject_counts[:, None], subject, region, n_regions)
 
-    pairs = [
-        (train, test)
-        for fold in range(int(folds.stimuli.max()) + 1)
-        if (train := everything.of((folds.stimuli != fold) & (folds.stimuli >= 0))) is not None
-        and (test := everything.of(folds.stimuli == fold)) is not None
-    ]
-    out = np.full((designs, len(predictors.labels) + 2, n_regions, n_subjects), np.nan)
-    if not pairs:
-        return out
-    weights = _fit(predictors, [train for train, _ in pairs], training, comparison)
-    fixed = [k for k, kind in enumerate(predictors.kinds) if kind == "fixed"]
     fitted = predictors.fitted
+    tests, trains = [], []
+    for fold in range(int(folds.stimuli.max()) + 1):
+        inside = folds.stimuli == fold
+        test = everything.of(inside)
+        train = everything.of(~inside & (folds.stimuli >= 0)) if fitted else None
+        if test is not None and (train is not None or not fitted):
+            tests.append(test)
+            trains.append(train)
+    out = np.full((designs, len(predictors.labels) + 2, n_regions, n_subjects), np.nan)
+    if not tests:
+        return out
+    weights = _fit(predictors, trains, training, comparison) if fitted else {}
+    fixed = [k for k, kind in enumerate(predictors.kinds) if kind == "fixed"]
+    alone = training.sum(axis=0) == 0
     # Where in (designs, sets, regions) the prediction for each design and RDM is.
     own = folds.subjects[:, subject]
     place = (np.arange(designs)[:, None] * len(sets) + own) * n_regions + region
     above = np.arange(designs)[:, None] * n_regions + region
-    scores = np.full((len(pairs), designs, out.shape[1], len(rows)), np.nan)
-    for k, (_, test) in enumerate(pairs):
+    scores = np.full((len(tests), designs, out.shape[1], len(rows)), np.nan)
+    for k, test in enumerate(tests):
         predictions = [test.layers[[predictors.rows[m][0] for m in fixed]]]
         predictions += [
             np.nan_to_num(weights[m][k]) @ test.layers[list(predictors.rows[m])] for m in fitted
@@ -161,7 +164,9 @@ def held_out_scores(
             part[~np.isfinite(weights[m][k]).all(axis=1)] = np.nan
             scores[k][:, m] = part[place, np.arange(len(rows))]
             start += len(part)
-        scores[k][:, -2] = found[start : start + training.shape[1]][place, np.arange(len(rows))]
+        lower = found[start : start + training.shape[1]]
+        lower[alone] = np.nan
+        scores[k][:, -2] = lower[place, np.arange(len(rows))]
         scores[k][:, -1] = found[start + training.shape[1] :][above, np.arange(len(rows))]
     out[:, :, region, subject] = nanmean(scores, axis=0)
     out[np.broadcast_to((folds.subjects < 0)[:, None, None], out.shape)] = np.nan
