@@ -762,7 +762,7 @@ def _write_persistence(put, rng, subjects, regions):
 def layer_identification(n_layers: int = 9, n_seeds: int = 10) -> xr.Dataset:
     """Layer identification of one network whose accuracy falls with the noise."""
     rng = np.random.default_rng(1)
-    noise = np.array([0.0, 0.1, 0.2, 0.3, 0.4])
+    noise = np.array([0.0, 0.2, 0.4])
     steps = np.round(np.arange(0, 1.001, 0.1), 3)
     cells = list(combinations(steps, 2))
     names = ["rdm", "rank_rdm", "unit_rdm", "rgdm(0.00,0.80)", "rgtm(nested)"]
@@ -795,7 +795,7 @@ def layer_identification(n_layers: int = 9, n_seeds: int = 10) -> xr.Dataset:
             "family": ("statistic", _families(lower, upper)),
             "lower": ("statistic", lower),
             "upper": ("statistic", upper),
-            "draws": ("noise", np.array([1, 20, 20, 20, 20], np.int32)),
+            "draws": ("noise", np.array([1, 20, 20], np.int32)),
         },
         coords={"noise": noise, "statistic": np.array(names, object), "layer": text}
         | {"predicted": text, "seed": np.array([f"net{n}" for n in range(n_seeds)], object)},

@@ -141,8 +141,7 @@ def _subject(files, out: Path, **changes) -> Path:
         "region_labels": files.of("region_labels", label),
         "rdms": files.of("rdms_correlation", label) + files.of("rdms_crossnobis", label),
         "searchlight": files.of("searchlight", label),
-        "searchlight_surface": files.of("searchlight_surface", label),
-        "encoding": files.of("encoding", label),
+        "encoding": files.of("encoding", label)[:1],
         "stimuli": files.stimuli,
         "code": "0123456789abcdef",
     }
@@ -158,7 +157,7 @@ def _study(files, out: Path, **changes) -> Path:
         "options": OPTIONS,
         "config": {"glm": {"hrf": "spm"}, "preprocess": {"spaces": ["MNI152NLin2009aSym"]}},
         "excluded": EXCLUDED,
-        "scores": files.of("scores"),
+        "scores": files.of("scores")[:1],
         "partition": files.of("partition"),
         "identification": files.of("identification"),
         "topology": files.of("topology"),
@@ -169,7 +168,7 @@ def _study(files, out: Path, **changes) -> Path:
         "searchlight": files.of("searchlight_group"),
         "searchlight_surface": files.of("searchlight_surface_group"),
         "model_rdms": files.of("model_rdms"),
-        "rdms": files.of("rdms_correlation") + files.of("rdms_crossnobis"),
+        "rdms": files.of("rdms_correlation"),
         "encoding": files.of("encoding"),
         "betas": files.of("betas"),
         "confounds": files.of("confounds"),
@@ -252,10 +251,8 @@ def test_pages_are_of_modest_size(page):
 
 
 def test_same_inputs_give_the_same_bytes(files, tmp_path):
-    kinds = ("partition", "persistence", "layers")
-    study = {kind: files.of(kind) for kind in kinds} | {"rdms": files.of("rdms_correlation")}
-    study |= {"scores": files.of("scores")[:1], "searchlight": files.of("searchlight_group")}
-    subject = dict.fromkeys(["regions", "region_labels", "searchlight_surface", "encoding"], ())
+    study = {"partition": files.of("partition"), "rdms": files.of("rdms_correlation")}
+    subject = dict.fromkeys(["regions", "region_labels", "betas", "rdms", "encoding"], ())
     pages = [
         (
             _subject(files, tmp_path / again / "sub-01.html", **subject),
@@ -599,6 +596,27 @@ def test_group_map_is_the_mean_over_subjects(files):
     shown = expected.max(axis=0) >= 0.1
     assert np.array_equal(np.isfinite(top), shown)
     assert np.array_equal(best[shown], expected.argmax(axis=0)[shown])
+
+
+def test_subjects_have_their_surface_searchlight(files, tmp_path):
+    nothing = dict.fromkeys(
+        ["figures", "confounds", "betas", "regions", "region_labels", "rdms", "searchlight"], ()
+    )
+    surface = files.of("searchlight_surface", "01")
+    page = Page(
+        _subject(files, tmp_path / "a.html", searchlight_surface=surface, encoding=(), **nothing)
+    )
+    assert page.anchors == ["searchlight", "notes", "provenance"]
+    assert "on the fsaverage5 surface: 20,484 centres" in page.section("searchlight")
+    assert "vertices reach the display threshold of 0.10" in page.section("searchlight")
+    with pytest.raises(InputError, match="belongs to subject 02, not 01"):
+        _subject(
+            files,
+            tmp_path / "b.html",
+            searchlight_surface=files.of("searchlight_surface", "02"),
+            encoding=(),
+            **nothing,
+        )
 
 
 def test_a_store_of_another_subject_is_refused(files, tmp_path):
