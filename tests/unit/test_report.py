@@ -478,6 +478,8 @@ def test_study_of_layers_only(files, tmp_path):
     assert "Layer identification against noise" in page.section("layers")
     assert "Lin B" in page.section("references")
     assert "Not part of this report" not in page.section("notes")
+    found = json.loads((tmp_path / "study_summary.json").read_text())["findings"]
+    assert [finding["name"] for finding in found] == ["layers"]
 
 
 def test_study_with_nothing_at_all_still_says_so(files, tmp_path):

@@ -27,7 +27,9 @@ def print_findings(folder: Path) -> None:
         raise InputError(f"{path} is missing: run the workflow to its end")
     summary = json.loads(path.read_text())
     print(f"\nThe report of study {summary['study']}: {folder / summary['report']}")
-    print(f"Reports of its subjects: {', '.join(f'sub-{s}.html' for s in summary['subjects'])}\n")
+    if summary["subjects"]:
+        print(f"Reports of its subjects: {', '.join(f'sub-{s}.html' for s in summary['subjects'])}")
+    print()
     for number, finding in enumerate(summary["findings"], start=1):
         text = f"{number}. {finding['title']}: {finding['text']}"
         print(textwrap.fill(text, width=100, subsequent_indent="   "))

@@ -189,12 +189,14 @@ def report_study(
         for dataset in reversed(opened["betas"]):
             given.update(zip(dataset["stimulus"].values, dataset["condition"].values))
 
-    findings = [
-        rsa_finding(opened["scores"], entry),
-        identification_finding(opened["identification"], entry),
-        encoding_finding(opened["encoding_summary"], entry),
-        *layers_finding(opened["layers"]),
-    ]
+    findings = layers_finding(opened["layers"])
+    if subjects:
+        findings = [
+            rsa_finding(opened["scores"], entry),
+            identification_finding(opened["identification"], entry),
+            encoding_finding(opened["encoding_summary"], entry),
+            *findings,
+        ]
     with report_style():
         parts = [
             (
@@ -290,7 +292,7 @@ def report_study(
             Section(
                 "findings",
                 "Findings",
-                [*_findings(findings, of_subjects=bool(subjects)), *views_table(opened)],
+                [*_findings(findings), *views_table(opened)],
             ),
             *(part for _, part in parts if part.blocks),
             Section(
@@ -368,12 +370,12 @@ def report_study(
     return path
 
 
-def _findings(findings: Sequence[Finding], *, of_subjects: bool) -> list[Any]:
+def _findings(findings: Sequence[Finding]) -> list[Any]:
     """Show the findings that there are; where there is none, why."""
     there = [finding for finding in findings if finding.available]
     if there:
         return [Findings(there)]
-    why = [Note(f"{finding.title}: {finding.text}") for finding in findings if of_subjects]
+    why = [Note(f"{finding.title}: {finding.text}") for finding in findings]
     return why or [Note("No analysis of this run has a finding yet.")]
 
 
