@@ -13,14 +13,17 @@ from isocortex.features import extract_features
 from isocortex.rsa import (
     compare_rdms,
     compute_model_rdms,
+    correlate,
     import_rdms,
     load_rdms,
+    noise_ceiling,
     pair_labels,
     to_vectors,
 )
 
 NAMES = [f"object{k:02d}" for k in range(92)]
 PEER = {"pearson": "corr", "spearman": "spearman", "corr_cov": "corr_cov", "rho_a": "rho-a"}
+OTHERS = {"cosine": "cosine", "cosine_cov": "cosine_cov", "tau_a": "tau-a", "tau_b": "tau-b"}
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +114,18 @@ def test_scores_and_ceilings_are_rsatoolbox_s(study):
             np.testing.assert_allclose(cell["score"].values, wanted, atol=1e-8)
             ceiling = [cell["ceiling_low"].item(), cell["ceiling_high"].item()]
             np.testing.assert_allclose(ceiling, boot_noise_ceiling(found, peer), atol=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore:Noise ceiling for tau")
+@pytest.mark.parametrize("comparison", OTHERS)
+def test_other_comparisons_are_rsatoolbox_s(study, comparison):
+    """Of models with many ties, as animacy, and of measured RDMs."""
+    _, brain, vectors, _ = study
+    found = brain.dissimilarity[:, brain.regions.index("hIT")]
+    wanted = compare(RDMs(vectors), RDMs(found), OTHERS[comparison])
+    np.testing.assert_allclose(correlate(vectors, found, comparison=comparison), wanted, atol=1e-8)
+    peer = boot_noise_ceiling(RDMs(found), method=OTHERS[comparison])
+    np.testing.assert_allclose(noise_ceiling(found, comparison=comparison), peer, atol=1e-8)
 
 
 def test_categories_and_monkey_it_beat_early_vision(study):
