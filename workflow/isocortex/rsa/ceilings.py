@@ -151,6 +151,8 @@ class _Ranks:
         def ceilings(counts: np.ndarray) -> tuple[float, float]:
             whole = counts.astype(np.int64)
             who = np.flatnonzero(whole)
+            if not len(who):  # all draws are of subjects that lack the region
+                return np.nan, np.nan
             everything = whole @ twice
             pooled = np.concatenate([everything - whole[who, None] * twice[who], everything[None]])
             with np.errstate(divide="ignore", invalid="ignore"):
