@@ -1,5 +1,7 @@
 """Layers identified across seeds: noise, agreement with regions, nulls, the stage's stores."""
 
+import pickle
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -11,7 +13,10 @@ from isocortex.errors import InputError
 from isocortex.rsa.rdms import pair_labels
 from isocortex.topology import (
     SeedRDMs,
+    SummarySet,
     TopologyOptions,
+    draw_bootstrap,
+    draw_permutations,
     identify,
     identify_layers,
     layer_dataset,
@@ -19,6 +24,7 @@ from isocortex.topology import (
     load_seeds,
     with_noise,
 )
+from isocortex.topology.identify import identify_by
 
 FAST = {"grid_step": 0.5, "bootstrap_samples": 100, "permutations": 100}
 
@@ -193,3 +199,19 @@ def test_stage_joins_seeds_by_layer_and_repeats_its_bytes(tmp_path):
             geodesic_graphs=["k_nearest"],
             geodesic_neighbours=10,
         )
+
+
+def test_blocks_of_work_can_go_to_another_process():
+    rng = np.random.default_rng(6)
+    seeds = network(rng, seeds=3, layers=3, stimuli=10, apart=0.6)
+    options = TopologyOptions(**FAST)
+    summaries = [SummarySet(seeds.dissimilarity.reshape(9, -1), options).prepare()]
+    draws = draw_bootstrap(100, subjects=3, stimuli=10, resample="both", seed=0)
+    orders = draw_permutations(100, subjects=3, regions=3, seed=0)
+    for statistic in list_statistics(options):
+        arguments = ((0, statistic), summaries, (3, 3), draws, orders)
+        here = identify_by(*arguments)
+        function, there = pickle.loads(pickle.dumps((identify_by, arguments)))
+        got = function(*there)
+        assert np.array_equal(got.bootstrap, here.bootstrap)
+        assert np.array_equal(got.null, here.null)

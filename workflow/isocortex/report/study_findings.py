@@ -277,7 +277,8 @@ def layers_finding(opened: Sequence[xr.Dataset]) -> list[Finding]:
             f"{_percent_interval(low[level_index, row], high[level_index, row])}"
         )
 
-    rows = [index, *([names.index("rdm")] if "rdm" in names and names[index] != "rdm" else [])]
+    # The fair baselines: gain differences alone lift an RGTM over the raw RDM.
+    rows = [index, *(names.index(n) for n in ("rank_rdm", "unit_rdm") if n in names[:index])]
     text = "; ".join(
         f"{names[row]} identifies {at(0, row)} of the layers of left-out seeds"
         + (f" at {noise[0]:g} SD of noise and {at(-1, row)} at {noise[-1]:g}" * (len(noise) > 1))

@@ -58,7 +58,8 @@ def split_statistics(dataset: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     -------
     grid, named
         Indices. The grid is every RGTM with finite thresholds; it is drawn as a grid where there
-        are at least 6 cells, else its members are listed by name.
+        are at least 6 cells, else its members are listed by name. Of the adjacencies the one
+        whose level is nearest to the middle is listed, which no result has chosen.
     """
     names = [str(name) for name in dataset["statistic"].values]
     lower, upper = (np.asarray(dataset[key].values, dtype=float) for key in ("lower", "upper"))
@@ -71,7 +72,12 @@ def split_statistics(dataset: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     )
     if grid.sum() < 6:
         grid[:] = False
-    return np.flatnonzero(grid), np.flatnonzero(~grid)
+    adjacencies = np.flatnonzero([name.startswith("adjacency(") for name in names])
+    left_out = np.zeros(len(names), dtype=bool)
+    if adjacencies.size:
+        left_out[adjacencies] = True
+        left_out[adjacencies[np.abs(lower[adjacencies] - 0.5).argmin()]] = False
+    return np.flatnonzero(grid), np.flatnonzero(~grid & ~left_out)
 
 
 def _identification(dataset: xr.Dataset) -> list[Any]:
