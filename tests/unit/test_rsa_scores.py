@@ -164,7 +164,7 @@ def test_a_constant_layer_is_named_and_the_others_are_scored(tmp_path):
     given = write_rdms(tmp_path, constant=True)
     compare_rdms(
         **given,
-        comparisons=["pearson", "rho_a", "cosine"],
+        comparisons=["pearson", "rho_a"],
         model_kinds=["fixed", "weighted", "selected", "interpolated"],
         bootstrap={"samples": 100},
         permutations=20,
@@ -180,6 +180,26 @@ def test_a_constant_layer_is_named_and_the_others_are_scored(tmp_path):
         rest = found[key].drop_sel(predictor="net/l1")
         assert np.isfinite(rest).all(), key
     assert (found["best_predictor"] != "net/l1").all()
+
+
+def test_scores_that_are_not_0_by_chance_have_no_p_value_against_0(tmp_path):
+    """Cosines of positive RDMs, and kernels: unrelated RDMs score far above (or below) 0."""
+    rng = np.random.default_rng(10)
+    models, brain = (random_rdms(rng, k, stimuli=12) + 8.0 for k in (2, 5))
+    brain = np.stack([brain, brain - 8.0], axis=1)
+    options = {"over": "subjects", "samples": 50, "seed": 0, "permutations": 19}
+    found = score_statistics(brain, models, comparison="cosine", **options)
+    assert (found["mean"][:, 0] > 0.3).all()
+    assert np.isnan(found["p"][:, 0]).all()
+    # With negative values, as cross-validated dissimilarities have, 0 is chance.
+    assert np.isfinite(found["p"][:, 1]).all()
+    assert (found["p_permutation"] > 0.05).any()
+    for comparison in ("bures", "riemann"):
+        found = score_statistics(brain[:3, :1], models, comparison=comparison, **options)
+        assert np.isnan(found["p"]).all()
+        assert np.isfinite(found["p_permutation"]).all()
+    _, flags = _flags(tmp_path, {"comparisons": ["bures"], "permutations": 0}, stimuli=8)
+    assert "bures of unrelated RDMs is not 0: no p-value against 0; permutations test it" in flags
 
 
 def _flags(tmp_path, options=None, **study):

@@ -9,7 +9,7 @@ import numpy as np
 from isocortex import parallel
 from isocortex.multiple_tests import correct_p
 from isocortex.rsa.ceilings import bootstrap_ceiling
-from isocortex.rsa.compare import EMBEDDED, RANKED, correlate, noise_ceiling
+from isocortex.rsa.compare import EMBEDDED, KERNELS, RANKED, correlate, noise_ceiling
 from isocortex.rsa.crossvalidation import (
     CUTS,
     FEWEST_TO_FIT,
@@ -86,7 +86,8 @@ def score_statistics(
     -------
     dict
         ``score`` (predictor, region, subject); ``mean``, ``interval_low``, ``interval_high``,
-        ``p`` (one-sided against 0), ``p_ceiling`` (two-sided against the lower noise ceiling),
+        ``p`` (one-sided against 0, where `zero_is_chance`), ``p_ceiling`` (two-sided against the
+        lower noise ceiling),
         ``p_permutation``, ``p_permutation_fwe`` (predictor, region); ``ceiling_low``,
         ``ceiling_high``, their intervals ``ceiling_low_low`` to ``ceiling_high_high``,
         ``ceiling_cv_low``, ``ceiling_cv_high`` (region);
@@ -204,6 +205,7 @@ def score_statistics(
     }
     alone = counted < 2
     result["p"][:, alone] = result["p_ceiling"][:, alone] = np.nan
+    result["p"][:, ~zero_is_chance(brain, comparison)] = np.nan
     result["difference_p"][:, :, alone] = np.nan
     result["difference_p"][np.arange(size), np.arange(size)] = np.nan
     for name, correction in (("fdr", "fdr"), ("fwe", "holm")):
@@ -225,6 +227,32 @@ def score_statistics(
                 comparison=comparison,
             )
     return result
+
+
+def zero_is_chance(brain: np.ndarray, comparison: str) -> np.ndarray:
+    """Return in which regions unrelated RDMs score 0 on average, so that 0 can be tested against.
+
+    Not by kernels, whose similarities are all of one sign, and not by cosines of RDMs without
+    negative values, which are above 0 by themselves; cross-validated dissimilarities have negative
+    values where there is nothing.
+
+    Parameters
+    ----------
+    brain
+        RDMs, shape (n_subjects, n_regions, n_pairs).
+    comparison
+        One of `isocortex.rsa.compare.COMPARISONS`.
+
+    Returns
+    -------
+    numpy.ndarray
+        bool, shape (n_regions,).
+    """
+    if comparison in KERNELS:
+        return np.zeros(brain.shape[1], dtype=bool)
+    if comparison in ("cosine", "cosine_cov"):
+        return (np.nan_to_num(brain) < 0).any(axis=(0, 2))
+    return np.ones(brain.shape[1], dtype=bool)
 
 
 def _draws(

@@ -18,7 +18,7 @@ from isocortex.rsa.crossvalidation import FEWEST_TO_FIT, FEWEST_TO_RESAMPLE
 from isocortex.rsa.models import KINDS, list_predictors
 from isocortex.rsa.permutation import order_flags
 from isocortex.rsa.rdms import BrainRDMs, ModelRDMs, align_models, load_rdms
-from isocortex.rsa.score_tests import score_statistics
+from isocortex.rsa.score_tests import score_statistics, zero_is_chance
 from isocortex.rsa.transforms import Transform, parse_transform
 
 logger = logging.getLogger(__name__)
@@ -269,6 +269,13 @@ def _spread_flags(
         if not np.isfinite(row).all() or np.ptp(row) == 0
     ]
     lost = brain.present & ~np.isfinite(seen).any(axis=-1)
+    by_itself = ~zero_is_chance(seen, comparison.partition(":")[0])
+    if by_itself.any():
+        which = "" if by_itself.all() else " in " + ", ".join(np.array(brain.regions)[by_itself])
+        flags.append(
+            f"{comparison} of unrelated RDMs is not 0{which}: no p-value against 0; permutations "
+            "test it"
+        )
     return flags + [
         f"subject {brain.subjects[s]} region {brain.regions[r]}: pairs are missing, which "
         f"{comparison} needs"
