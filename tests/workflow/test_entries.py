@@ -7,6 +7,10 @@ from collections import Counter
 
 import nibabel as nib
 import numpy as np
+from PIL import Image
+from rsatoolbox.rdm import RDMs
+from scipy.io import savemat
+from scipy.spatial.distance import pdist, squareform
 
 from isocortex import store
 
@@ -92,6 +96,70 @@ def test_a_study_of_given_betas_runs_to_its_report(tmp_path):
         path = results / f"trsa/task-all_measure-{measure}_identification.zarr"
         found = store.open(path, "identification").sel(statistic="rdm")
         assert float(found.accuracy) == 1.0
+    html = (results / "report/study.html").read_text()
+    assert "Started from" in html
+    assert len(list((results / "report").glob("sub-*.html"))) == 3
+
+
+def test_a_study_of_given_rdms_runs_to_its_report(tmp_path):
+    """No image of a brain: RDMs in one rsatoolbox file and in others, and the models' stimuli.
+
+    Region A has the geometry of the images' pixels, B another one; in C one subject's RDM lacks a
+    pair, and one subject has no C.
+    """
+    rng = np.random.default_rng(4)
+    names = [f"{letter}.png" for letter in "abcdefgh"]
+    pixels = rng.integers(0, 256, (8, 4, 4, 3), dtype=np.uint8)
+    pixels = pixels.repeat(8, axis=1).repeat(8, axis=2)
+    (tmp_path / "images").mkdir()
+    for name, image in zip(names, pixels):
+        Image.fromarray(image).save(tmp_path / "images" / name)
+    geometry = {
+        "A": pdist(pixels.reshape(8, -1) / 255.0, "correlation"),
+        "B": pdist(rng.standard_normal((8, 5))),
+        "C": pdist(rng.standard_normal((8, 5))),
+    }
+    rdms = {
+        (subject, region): vector * (1 + 0.02 * rng.standard_normal(vector.shape))
+        for subject in ("01", "02", "03")
+        for region, vector in geometry.items()
+    }
+    del rdms["03", "C"]
+    rdms["02", "C"][4] = np.nan
+    of_two = [key for key in rdms if key[0] != "03"]
+    RDMs(
+        np.array([rdms[key] for key in of_two]),
+        rdm_descriptors={
+            "subject": [f"sub-{subject}" for subject, _ in of_two],
+            "roi": [region for _, region in of_two],
+        },
+        pattern_descriptors={"stimulus": names},
+    ).save(str(tmp_path / "all.h5"), file_type="hdf5")
+    savemat(tmp_path / "third.mat", {"A": squareform(rdms["03", "A"])})
+    np.save(tmp_path / "third.npy", rdms["03", "B"])
+    (tmp_path / "ids.txt").write_text("\n".join(names))
+    rows = [f"{subject}\t{region}\tall.h5\t" for subject, region in of_two]
+    rows += ["03\tA\tthird.mat\tids.txt", "03\tB\tthird.npy\tids.txt"]
+    table = ["subject\tregion\tfile\tstimuli", *rows]
+    (tmp_path / "rdms.tsv").write_text("\n".join(table) + "\n")
+    config = {
+        "study": "tiny",
+        "input": {"rdms": "rdms.tsv", "stimuli": "images"},
+        "features": {"models": {"pixels": {"source": "builtin", "architecture": "pixels"}}},
+        "rsa": {"bootstrap": {"samples": 200}},
+    }
+    tiny.write_config(tmp_path, config)
+    done = tiny.snakemake(tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    results = tmp_path / "results" / "tiny"
+    scores = store.open(results / "rsa/task-all_measure-given_scores.zarr", "scores").load()
+    assert scores.attrs["n_pairs_missing"] == {"A": 0, "B": 0, "C": 1}
+    pearson = scores["mean"].sel(comparison="pearson").isel(predictor=0)
+    assert pearson.sel(region="A") > 0.9 > pearson.sel(region="B")
+    assert np.isfinite(pearson.sel(region="C"))
+    path = results / "trsa/task-all_measure-given_identification.zarr"
+    found = store.open(path, "identification").sel(statistic="rdm")
+    assert float(found.accuracy) == 1.0
     html = (results / "report/study.html").read_text()
     assert "Started from" in html
     assert len(list((results / "report").glob("sub-*.html"))) == 3
