@@ -350,7 +350,7 @@ def _permuted_block(
     """Return mean values over subjects for orders of the stimuli, (order, value, region).
 
     Shares come from re-ordering all models, partial correlations from re-ordering what the other
-    models leave of one; semi-partial ones are left out.
+    models leave of one.
     """
     who = np.isfinite(rows).any(axis=-1)
     i, j = pair_indices(orders.shape[1])
@@ -454,7 +454,8 @@ def partition_models(
     comparison
         ``pearson`` or ``spearman``, see `partition_statistics`.
     bootstrap
-        As in `isocortex.rsa.scores.compare_rdms`.
+        ``over`` and ``samples`` as in `isocortex.rsa.scores.compare_rdms`; with both factors the
+        variance is the dual bootstrap's.
     permutations
         Orders of stimuli; with 0 the chance level and its tests are of 100.
     interval
