@@ -245,16 +245,16 @@ def _partial_picture(dataset: xr.Dataset, regions: Sequence[int]) -> Picture:
 
 
 def _partial_table(dataset: xr.Dataset) -> Table:
-    mean, low, high, p, fdr, fwe = (
+    mean, low, high, *tests = (
         np.asarray(dataset[f"partial_{key}"].values, dtype=float)
-        for key in ("mean", "low", "high", "p", "p_fdr", "p_fwe")
+        for key in ("mean", "low", "high", "p", "p_fdr", "p_fwe", "p_permutation")
     )
     rows = [
         [
             str(region),
             model,
             f"{number(mean[k, r], 3)} {interval(low[k, r], high[k, r], 3)}",
-            *(p_value(values[k, r]) for values in (p, fdr, fwe)),
+            *(p_value(values[k, r]) for values in tests),
         ]
         for r, region in enumerate(dataset["region"].values)
         for k, model in enumerate(_models(dataset))
@@ -263,9 +263,10 @@ def _partial_table(dataset: xr.Dataset) -> Table:
         f"Partial correlations ({dataset.attrs['measure']})",
         (
             *("Region", "Model", f"Partial correlation [{level(dataset)} interval]"),
-            *("p", "p FDR", "p FWE"),
+            *("p", "p FDR", "p FWE", "p perm."),
         ),
         rows,
-        "p: against 0, one-sided; FDR, FWE: over all models and regions.",
+        "p: against 0, one-sided; FDR, FWE: over all models and regions; p perm.: by "
+        "permuted stimulus labels of the model.",
         collapsed=len(rows) > 12,
     )
