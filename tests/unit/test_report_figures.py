@@ -34,6 +34,7 @@ from isocortex.report.matrices import (
     square,
 )
 from isocortex.report.study_geometry import reorder
+from isocortex.report.study_persistence import _last_change
 
 
 def test_classical_mds_recovers_points_in_the_plane():
@@ -279,3 +280,14 @@ def test_families_are_outlined_where_they_meet():
     (lines, _) = axes.collections
     # Eight sides of the square, and the two between the families.
     assert len(lines.get_segments()) == 10
+
+
+def test_betti_curves_end_soon_after_their_last_change():
+    threshold = np.linspace(0, 1, 11)
+    curves = np.zeros((11, 2, 3))
+    curves[:4] = 5.0
+    curves[:, 1, 2] = np.nan
+    assert _last_change(threshold, curves) == pytest.approx(0.48)
+    curves[-1, 0, 0] = 1.0
+    assert _last_change(threshold, curves) == 1.0
+    assert _last_change(threshold, np.ones((11, 2, 3))) == 1.0

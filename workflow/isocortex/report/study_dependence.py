@@ -65,9 +65,10 @@ def _picture(dataset: xr.Dataset, most: int) -> Picture:
         f"Heat map of the dependence of {len(regions)} regions on {len(predictors)} predictors; "
         f"the highest is {predictors[top[0]]} in {regions[top[1]]} with {number(mean[top])}.",
         f"Adaptive geo-topological dependence ({dataset.attrs['measure']})",
-        "Highest distance correlation over the thresholds of brain and model "
-        f"({dataset.attrs['levels']} levels each), mean over {_who(dataset)}. It is above 0 "
-        "without any dependence: compare it with its mean under permutation in the table. "
+        f"Highest {'bias-corrected ' if dataset.attrs.get('bias_corrected') else ''}distance "
+        f"correlation over the thresholds of brain and model ({dataset.attrs['levels']} levels "
+        f"each), mean over {_who(dataset)}. As a maximum it is above 0 without any dependence: "
+        "compare it with its mean under permutation in the table. "
         + (f"*: {tested}." if not tested.startswith("No test") else tested),
     )
 

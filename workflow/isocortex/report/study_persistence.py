@@ -79,6 +79,7 @@ def _betti_picture(dataset: xr.Dataset, most: int) -> Picture:
                 axes.fill_between(
                     threshold, mean - error, mean + error, color=colour, alpha=0.18, linewidth=0
                 )
+        axes.set_xlim(threshold[0], _last_change(threshold, curves[:, : len(regions)]))
         axes.set_title(f"{name}: {_WORDS.get(name, 'holes')}")
         axes.set_xlabel("value of the filtration")
         axes.set_ylabel(f"number of {_WORDS.get(name, 'holes')}")
@@ -95,6 +96,14 @@ def _betti_picture(dataset: xr.Dataset, most: int) -> Picture:
         f"Lines: mean over {_who(dataset)}"
         + ("; bands: standard error of the mean." if n > 1 else "."),
     )
+
+
+def _last_change(threshold: np.ndarray, curves: np.ndarray) -> float:
+    """Value of the filtration from which on no curve changes, with some room after it."""
+    flat = np.nan_to_num(curves.reshape(len(threshold), -1))
+    changes = np.flatnonzero((flat[1:] != flat[:-1]).any(axis=1))
+    last = threshold[changes[-1] + 1] if changes.size else threshold[-1]
+    return float(min(last + 0.08 * (threshold[-1] - threshold[0]), threshold[-1]))
 
 
 def _summary_table(dataset: xr.Dataset) -> Table:
