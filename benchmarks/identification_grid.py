@@ -68,9 +68,9 @@ def run(*, small: bool = False) -> dict[str, Any]:
         package="numpy",
         note=lambda *_: (
             f"seconds a sample of a cell, {subjects} subjects x {regions} regions x {stimuli} "
-            f"stimuli: ours all {samples} samples of all {len(cells)} cells, statistics included, in "
-            f"{np.median(took[1:]):.1f} s; the peer the published procedure written out, the first "
-            f"{few} samples of {len(cells[::every])} cells"
+            f"stimuli: ours all {samples} samples of all {len(cells)} cells, statistics included, "
+            f"in {np.median(took[1:]):.1f} s; the peer the published procedure written out, the "
+            f"first {few} samples of {len(cells[::every])} cells"
         ),
         ours_units=len(cells) * samples,
         peer_units=len(cells[::every]) * few,

@@ -292,13 +292,14 @@ def bootstrap_accuracy(
         weights = pair_weights(draws.stimuli[samples])[:, pairs].astype(np.float32)
         copies = draws.subjects[samples].astype(np.float32)
         size = len(copies)
-        sums = (copies @ by_subject).reshape(size, n_regions, n_pairs)
-        weighted = sums * weights[:, None]
+        weighted = (copies @ by_subject).reshape(size, n_regions, n_pairs)
+        weighted *= weights[:, None]
         # (sample, region of the sum, subject, region)
         cross = (weighted.reshape(-1, n_pairs) @ flat.T).reshape(
             size, n_regions, n_subjects, n_regions
         )
-        squares = np.einsum("bqp,bqp->bq", weighted, sums)
+        # Norms of the sums: they are sums of products of one region's copies.
+        squares = np.einsum("bqsq,bs->bq", cross, copies)
         rest = copies.sum(axis=1, keepdims=True) - copies
         for subject in range(n_subjects):
             own = np.empty((size, n_regions, n_regions), dtype=np.float32)
