@@ -276,8 +276,8 @@ def _searchlight(opened: Mapping[str, Sequence[xr.Dataset]], cite: Any) -> list[
         sentences += [
             _told(volume[0]),
             f"Around every voxel an RDM was computed (spheres of {radius_text(attrs['radius'])} "
-            f"radius) and compared with the models' by {attrs['comparison']} "
-            f"{cite('searchlight')}.",
+            "radius) and compared with the models' by the "
+            f"{comparison_name(str(attrs['comparison']))} {cite('searchlight')}.",
         ]
     if surface:
         attrs = surface[0].attrs

@@ -151,7 +151,7 @@ def flags_section(
         ]
     return [
         Table(
-            "Flagged and skipped",
+            "Flagged and left out",
             ("What", "Where", "Detail"),
             rows,
             collapsed=len(rows) > 30,

@@ -58,10 +58,14 @@ def _intervals_text(dataset: xr.Dataset) -> str:
 def _parts_picture(dataset: xr.Dataset, regions: Sequence[int]) -> Picture:
     """Draw the shares as bars over a table of dots that says which models share (UpSet)."""
     models, parts = _models(dataset), _parts(dataset)
-    mean, low, high, p, chance = (
+    mean, low, high, p, by_order, chance = (
         np.asarray(dataset[key].values, dtype=float)
-        for key in ("mean", "interval_low", "interval_high", "p_fwe", "chance")
+        for key in (
+            *("mean", "interval_low", "interval_high"),
+            *("p_fwe", "p_permutation", "chance"),
+        )
     )
+    marks = np.where(p < ALPHA, "*", np.where(~np.isfinite(p) & (by_order < ALPHA), "+", ""))
     order = sorted(range(len(parts)), key=lambda part: len(parts[part]))
     n = len(parts)
     columns = min(3 if n <= 7 else 2, len(regions))
@@ -98,9 +102,8 @@ def _parts_picture(dataset: xr.Dataset, regions: Sequence[int]) -> Picture:
             linewidth=1.2,
         )
         tips = np.fmax(high[order, region], mean[order, region])
-        for place, value, tip in zip(places, p[order, region], tips):
-            if value < ALPHA:
-                axes.text(place, max(tip, 0) + 0.15 * pad, "*", ha="center", fontsize=10)
+        for place, mark, tip in zip(places, marks[order, region], tips):
+            axes.text(place, max(tip, 0) + 0.15 * pad, mark, ha="center", fontsize=10)
         axes.axhline(0, color=INK, linewidth=0.7)
         axes.set_ylim(bottom - (pad if bottom < 0 else 0), top + 1.6 * pad)
         axes.tick_params(axis="x", length=0, labelbottom=False)
@@ -122,8 +125,9 @@ def _parts_picture(dataset: xr.Dataset, regions: Sequence[int]) -> Picture:
         f"filled dot (one dot: by this model alone; several: shared), from regressions on all sets "
         f"of {join(models)}. Bars: mean over {count(dataset.sizes['subject'], 'subject')}; "
         f"{_intervals_text(dataset)}; dashes: mean under permuted stimulus labels; *: p < 0.05, "
-        "family-wise over all parts and regions (Holm). "
-        "Shares can be negative where models suppress each other. In brackets: all models "
+        "family-wise over all parts and regions (Holm)"
+        + ("; +: p < 0.05 by permuted labels alone, not corrected. " if "+" in marks else ". ")
+        + "Shares can be negative where models suppress each other. In brackets: all models "
         "together.",
     )
 
@@ -188,10 +192,11 @@ def _parts_table(dataset: xr.Dataset) -> Table:
 
 def _partial_picture(dataset: xr.Dataset, regions: Sequence[int]) -> Picture:
     models = _models(dataset)
-    mean, low, high, p = (
+    mean, low, high, p, by_order = (
         np.asarray(dataset[f"partial_{key}"].values, dtype=float)
-        for key in ("mean", "low", "high", "p_fwe")
+        for key in ("mean", "low", "high", "p_fwe", "p_permutation")
     )
+    alone = ~np.isfinite(p) & np.isfinite(by_order)
     each = np.asarray(dataset["partial"].values, dtype=float)
     names = [str(dataset["region"].values[region]) for region in regions]
     figure = new_figure(min(11.0, 2.4 + 0.34 * len(models) * len(regions)), 3.1)
@@ -210,7 +215,7 @@ def _partial_picture(dataset: xr.Dataset, regions: Sequence[int]) -> Picture:
             linewidths=0,
         )
         axes.vlines(x, low[row, regions], high[row, regions], color=INK, linewidth=1.2)
-        significant = p[row, regions] < ALPHA
+        significant = np.where(alone, by_order, p)[row, regions] < ALPHA
         for chosen, face in ((significant, colour), (~significant, "white")):
             axes.plot(
                 x[chosen],
@@ -239,8 +244,14 @@ def _partial_picture(dataset: xr.Dataset, regions: Sequence[int]) -> Picture:
         f"Partial correlations ({dataset.attrs['measure']})",
         f"{comparison_name(str(dataset.attrs['comparison']))} with each model, the other models "
         f"taken out of both. Large marks: mean over {count(dataset.sizes['subject'], 'subject')}, "
-        "filled where above 0 at p < 0.05, one-sided, family-wise over models and regions (Holm); "
-        f"{_intervals_text(dataset)}; small dots: subjects.",
+        "filled where above 0 at p < 0.05, one-sided, family-wise over models and regions (Holm)"
+        + (
+            f", or, of {join([m for m, only in zip(models, alone.any(axis=1)) if only])}, by "
+            "permuted labels, not corrected"
+            if alone.any()
+            else ""
+        )
+        + f"; {_intervals_text(dataset)}; small dots: subjects.",
     )
 
 
