@@ -20,6 +20,7 @@ from isocortex.report.study_encoding import encoding_section
 from isocortex.report.study_findings import (
     headline_statistic,
     identification_finding,
+    rsa_scores,
     views_table,
 )
 from isocortex.report.study_flags import flags_section
@@ -174,6 +175,24 @@ def test_tests_between_predictors_are_those_of_the_store(files, choices):
     )
     assert views[0].rows[0][-1] == "< 0.001"
     assert "is not tested here" not in views[0].caption
+
+
+def test_a_layer_is_held_against_layers_not_against_its_weighted_model(files, choices):
+    dataset = _tested(files)
+    mean = dataset["mean"].values[0, :, 0]
+    best, second, third = np.argsort(-mean)[:3]
+    kind = np.array(["fixed"] * len(mean), dtype=object)
+    kind[second] = "weighted"
+    dataset["kind"] = ("predictor", kind)
+    tests, scores = model_tests(dataset), rsa_scores(dataset)
+    assert scores.runner_up(0) == second
+    assert scores.runner_up(0, tests.rivals(best)) == third
+    kind[:] = "fixed"
+    kind[best] = "weighted"
+    dataset["kind"] = ("predictor", kind)
+    assert scores.runner_up(0, model_tests(dataset).rivals(best)) == second
+    name = str(dataset["predictor"].values[second])
+    assert f"{name} ({number(mean[second])}" in _text(models_section([dataset], choices))
 
 
 def test_a_score_over_the_ceiling_is_not_called_below_it(files, choices, monkeypatch):

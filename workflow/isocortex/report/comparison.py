@@ -87,10 +87,20 @@ class Scores:
         known = np.isfinite(self.mean).any(axis=0)
         return [region for region, has in zip(self.regions, known) if has]
 
-    def runner_up(self, column: int) -> int | None:
-        """Index of a region's second highest predictor, None where there is no other."""
+    def runner_up(self, column: int, among: Sequence[int] | None = None) -> int | None:
+        """Index of a region's second highest predictor, None where there is no other.
+
+        Parameters
+        ----------
+        column
+            Index of the region.
+        among
+            Predictors that count; None takes all.
+        """
         known = np.flatnonzero(np.isfinite(self.mean[:, column]))
         others = [int(row) for row in known if self.predictors[row] != self.best[column]]
+        if among is not None:
+            others = [row for row in others if row in among]
         return max(others, key=lambda row: self.mean[row, column]) if others else None
 
     def best_rows(self) -> list[list[str]]:

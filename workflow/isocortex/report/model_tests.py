@@ -51,6 +51,14 @@ class ModelTests:
     difference: np.ndarray
     difference_p: np.ndarray
 
+    def rivals(self, predictor: int) -> list[int]:
+        """Predictors to hold one against: a layer against layers, a fitted model against all.
+
+        A weighted model holds its best layer, so a test of the one against the other says little.
+        """
+        fixed = self.kind[predictor] == "fixed"
+        return [row for row, kind in enumerate(self.kind) if kind == "fixed" or not fixed]
+
     def wins(self, region: int) -> np.ndarray:
         """Whether the row's predictor is significantly better than the column's, in a region."""
         with np.errstate(invalid="ignore"):

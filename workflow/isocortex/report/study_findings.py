@@ -385,7 +385,7 @@ def views_table(opened: Mapping[str, Sequence[xr.Dataset]]) -> list[Any]:
             ]
         )
     tested = (
-        "RSA, p: the best layer against the second, two-sided, "
+        "RSA, p: the best layer against the second best layer, two-sided, "
         f"{correction(opened['scores'][0])} over the pairs of a region."
         if against
         else "A difference between two layers is not tested here."
@@ -410,7 +410,7 @@ def _runner_up_p(dataset: xr.Dataset, scores: Scores) -> dict[str, str]:
         if best not in scores.predictors:
             continue
         row = scores.predictors.index(best)
-        second = scores.runner_up(column)
+        second = scores.runner_up(column, tests.rivals(row))
         if second is not None:
             found[region] = p_value(tests.difference_p[row, second, column])
     return found

@@ -216,7 +216,7 @@ def _best_table(dataset: xr.Dataset, scores: Scores, tests: ModelTests) -> Table
             rows.append([region, "no score", *["n/a"] * (3 + len(columns))])
             continue
         b = scores.predictors.index(best)
-        second = scores.runner_up(c)
+        second = scores.runner_up(c, tests.rivals(b))
         cells = [
             region,
             best,
