@@ -201,7 +201,20 @@ def test_power_and_what_tfce_adds():
     assert hits["p_tfce"] > hits["p_corrected"] + 0.2
 
 
-def write_lights(folder, z, *, affine=AFFINE, first=1, n_predictors=1):
+def test_a_map_that_hardly_reaches_above_0():
+    """Its flips reach thousands of times as high: thresholds are not a 100th of its largest t."""
+    rng = np.random.default_rng(6)
+    shape = (5, 5, 5)
+    near = neighbour_table(grid_edges(np.argwhere(np.ones(shape, bool))), 125)
+    z = rng.normal(-2, 1, (12, 125))
+    z[:, 5] -= z[:, 5].mean() - 1e-6
+    test = group_test(z[None], near, sign_flips(12, 100, seed=0))
+    assert 0 < test.t[0].max() < 1e-4
+    assert test.p_tfce.min() > 0.5
+    assert test.p_corrected.min() > 0.5
+
+
+def write_lights(folder, z, *, affine=AFFINE, first=1, **attrs):
     """Searchlight stores of subjects whose Fisher z is given: (subject, predictor, voxel)."""
     files = []
     n_voxels = z.shape[2]
@@ -230,6 +243,7 @@ def write_lights(folder, z, *, affine=AFFINE, first=1, n_predictors=1):
                     "comparison": "pearson",
                     "radius": 6.0,
                     "step": 1,
+                    **attrs,
                 },
             ),
             path,
@@ -271,6 +285,42 @@ def test_few_subjects_have_no_corrected_p(tmp_path):
     assert np.isnan(group["p_corrected"].values).all()
     assert np.isfinite(group["t"].values).all()
     assert "at least 5" in group.attrs["flags"][0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "chance"),
+    [
+        ({"comparison": "bures"}, False),
+        ({"comparison": "riemann"}, False),
+        ({"comparison": "cosine", "measure": "correlation"}, False),
+        ({"comparison": "cosine_cov", "measure": "crossnobis", "transform": "rank"}, False),
+        ({"comparison": "cosine", "measure": "crossnobis", "transform": ""}, True),
+        ({"comparison": "tau_a", "measure": "correlation"}, True),
+    ],
+)
+def test_no_p_value_against_0_where_unrelated_rdms_do_not_score_0(tmp_path, kind, chance):
+    z = 0.5 + 0.1 * np.random.default_rng(7).standard_normal((6, 1, 40))
+    files = write_lights(tmp_path, z, **kind)
+    combine_searchlights(searchlights=files, out=tmp_path / "g.zarr", maps=tmp_path / "maps")
+    group = store.open(tmp_path / "g.zarr", "searchlight_group").load()
+    for name in ("p", "p_corrected", "p_tfce"):
+        assert np.isfinite(group[name].values).all() == chance
+        assert np.isfinite(group[name].values).any() == chance
+    assert any("is not 0" in flag for flag in group.attrs["flags"]) != chance
+    assert any("stat-pfwe" in file.name for file in (tmp_path / "maps").iterdir()) == chance
+
+
+def test_riemannian_distances_are_averaged_as_they_are(tmp_path):
+    """They are below -1: Fisher z has no value there."""
+    distance = -5.0 + np.random.default_rng(8).standard_normal((6, 1, 30))
+    files = write_lights(tmp_path, np.zeros((6, 1, 30)), comparison="riemann")
+    for file, row in zip(files, distance):
+        subject = store.open(file, "searchlight").load()
+        subject["score"][:] = row
+        store.write(subject, file, spec="searchlight")
+    combine_searchlights(searchlights=files, out=tmp_path / "g.zarr", maps=tmp_path / "maps")
+    group = store.open(tmp_path / "g.zarr", "searchlight_group").load()
+    np.testing.assert_allclose(group["mean"].values, distance.mean(axis=0), rtol=1e-5)
 
 
 def test_subjects_on_other_grids_are_refused(tmp_path):

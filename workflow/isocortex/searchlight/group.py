@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from isocortex import parallel, store
 from isocortex.errors import InputError
+from isocortex.rsa.compare import KERNELS
+from isocortex.rsa.dissimilarity import CROSS_VALIDATED
 from isocortex.searchlight.discs import mesh_edges
 from isocortex.searchlight.maps import write_maps
 from isocortex.searchlight.sampling import template_surface
@@ -21,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 MINIMUM_SUBJECTS = 5
 """With fewer subjects the smallest p-value that sign flips can give, 1 / 2^n, is over .05."""
+_SMALLEST_STEP = 0.01
+"""Between thresholds of TFCE: flips of a map that hardly reaches above 0 reach far higher."""
 _POINTS = 1 << 19
 
 
@@ -36,7 +41,7 @@ class GroupTest:
         That map as normal deviates, enhanced; 0 where not all subjects have a value.
     p, p_corrected, p_tfce
         Of each point alone; of the largest t, and of the largest TFCE, over all points of a map.
-        NaN where not all subjects have a value, and throughout below 5 subjects.
+        NaN where not all subjects have a value, and throughout without flips or below 5 subjects.
     """
 
     t: np.ndarray
@@ -60,7 +65,7 @@ def sign_flips(n: int, permutations: int, *, seed: int) -> np.ndarray:
 
 
 def group_test(
-    z: np.ndarray, neighbours: np.ndarray, signs: np.ndarray, *, threads: int = 1
+    z: np.ndarray, neighbours: np.ndarray, signs: np.ndarray | None, *, threads: int = 1
 ) -> GroupTest:
     """Test maps of subjects against 0 by flipping the signs of whole subjects.
 
@@ -71,7 +76,7 @@ def group_test(
     neighbours
         Of each point, from `isocortex.searchlight.neighbour_table`.
     signs
-        From `sign_flips`; ignored below 5 subjects.
+        From `sign_flips`; ignored below 5 subjects. None where 0 is no value to test against.
 
     Returns
     -------
@@ -83,7 +88,8 @@ def group_test(
     Flipping leaves the sums of squares alone, so that the t maps of many flips are one matrix
     product. Points that a subject lacks are in no cluster and have t alone. What is enhanced is
     `normal_deviate` of t: with few subjects single points of noise reach a t that no cluster could
-    outweigh. The step between thresholds is a 100th of a map's largest observed one, in all flips.
+    outweigh. The step between thresholds is a 100th of a map's largest observed one, at least .01,
+    in all flips.
     """
     z = np.asarray(z)
     n_maps, n, n_points = z.shape
@@ -98,13 +104,12 @@ def group_test(
     supported = np.where(complete, t, np.nan)
     deviate = normal_deviate(supported, n - 1)
     steps = np.where(complete, deviate, 0.0).max(axis=1, initial=0.0) / 100
-    # A map without a value above 0 has no step: any one gives zeros.
-    steps = np.where(steps > 0, steps, 1.0)
+    steps = np.maximum(steps, _SMALLEST_STEP)
     enhanced = np.concatenate(
         [tfce(row[None], neighbours, step=step) for row, step in zip(deviate, steps)]
     )
     nothing = np.full((n_maps, n_points), np.nan)
-    if n < MINIMUM_SUBJECTS:
+    if n < MINIMUM_SUBJECTS or signs is None:
         return GroupTest(t, enhanced, nothing, nothing.copy(), nothing.copy())
 
     blocks = _blocks(n_maps, len(signs), n_points)
@@ -254,10 +259,11 @@ def combine_searchlights(
 
     Notes
     -----
-    t is of Fisher z over the subjects with a score. Each predictor is tested by itself; p-values
+    t is of Fisher z over the subjects with a score (of scores as they are for comparisons of
+    kernels, which are no correlations). Each predictor is tested by itself; p-values
     are of the voxel alone, and corrected over all voxels by the largest t and by the largest TFCE
     under flipped signs (one-sided, voxels that all subjects have). With fewer than 5 subjects they
-    are NaN.
+    are NaN, and where unrelated RDMs do not score 0: kernels, cosines of RDMs not cross-validated.
     """
     if connectivity not in CONNECTIVITIES:
         raise InputError(
@@ -371,13 +377,19 @@ def _tested(
     if n < MINIMUM_SUBJECTS:
         flags.append(f"{n} subjects: no p-values; sign flips need at least {MINIMUM_SUBJECTS}")
         logger.warning("%s", flags[0])
-    signs = sign_flips(n, permutations, seed=seed)
+    tested = _unrelated_scores_zero(first.attrs)
+    if not tested:
+        flags.append(
+            f"{first.attrs['comparison']} of unrelated RDMs is not 0: no p-values of searchlights"
+        )
+        logger.warning("%s", flags[-1])
+    signs = sign_flips(n, permutations, seed=seed) if tested else None
     test = group_test(z, neighbour_table(edges, z.shape[2]), signs, threads=threads)
     counts = np.isfinite(z).sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.tanh(
-            np.nansum(z, axis=1, dtype=np.float64) / np.where(counts > 0, counts, np.nan)
-        )
+        mean = np.nansum(z, axis=1, dtype=np.float64) / np.where(counts > 0, counts, np.nan)
+    if first.attrs["comparison"] not in KERNELS:
+        mean = np.tanh(mean)
     arrays = {
         "mean": mean,
         "t": test.t,
@@ -400,14 +412,14 @@ def _tested(
             **{key: first.attrs[key] for key in (*_KIND, *kept) if key in first.attrs},
             **attrs,
             "subjects": [str(s.attrs["subject"]) for s in opened],
-            "permutations": len(signs),
+            "permutations": 0 if signs is None else len(signs),
             "seed": seed,
             "flags": flags,
         },
     )
     where = {name: values for name, (_, values) in points.items()}
     statistics = {"r": "mean", "t": "t", "tfce": "tfce"}
-    if n >= MINIMUM_SUBJECTS:
+    if n >= MINIMUM_SUBJECTS and tested:
         statistics |= {"p": "p", "pfwe": "p_corrected", "ptfce": "p_tfce"}
     for statistic, key in statistics.items():
         write_maps(
@@ -420,6 +432,23 @@ def _tested(
             best=statistic == "r",
         )
     return store.write(dataset, out, spec=spec, sources=list(inputs), code=code)
+
+
+def _unrelated_scores_zero(attrs: Mapping[str, Any]) -> bool:
+    """Return whether unrelated RDMs score 0 on average in searchlights, to be tested against.
+
+    Not by kernels, whose similarities are all of one sign, and not by cosines unless the RDMs have
+    negative values where there is nothing, as cross-validated ones have that are not transformed.
+
+    Parameters
+    ----------
+    attrs
+        ``comparison``, ``measure`` and ``transform`` of a searchlight store.
+    """
+    if attrs["comparison"] in ("cosine", "cosine_cov"):
+        plain = attrs.get("transform", "") in ("", "unit")
+        return plain and attrs.get("measure", "") in CROSS_VALIDATED
+    return attrs["comparison"] not in KERNELS
 
 
 _KIND = ("task", "comparison", "transform", "measure", "noise_normalisation", "radius")
@@ -455,9 +484,13 @@ def _subjects(paths: Sequence[str | Path], spec: str, where: Sequence[str]) -> l
 def _fisher_z(
     opened: Sequence[xr.Dataset], places: Sequence[np.ndarray], n_points: int
 ) -> np.ndarray:
-    """Return float32 Fisher z, (predictor, subject, point), of scores put at their places."""
+    """Return scores put at their places, (predictor, subject, point), as float32 Fisher z.
+
+    Those of kernels, which are no correlations, stay as they are.
+    """
+    plain = opened[0].attrs["comparison"] in KERNELS
     z = np.full((opened[0].sizes["predictor"], len(opened), n_points), np.nan, dtype=np.float32)
     for k, (part, where) in enumerate(zip(opened, places)):
         score = part["score"].values.astype(np.float64)
-        z[:, k, where] = np.arctanh(np.clip(score, -1 + 1e-7, 1 - 1e-7))
+        z[:, k, where] = score if plain else np.arctanh(np.clip(score, -1 + 1e-7, 1 - 1e-7))
     return z
