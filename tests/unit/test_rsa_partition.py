@@ -1,6 +1,7 @@
 """Shares of variance and partial correlations against least squares and closed forms."""
 
 import runpy
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -190,6 +191,17 @@ def test_any_number_of_threads_gives_the_same():
     ]
     for key, value in runs[0].items():
         np.testing.assert_array_equal(value, runs[1][key])
+
+
+def test_permutations_of_many_layers_stay_in_blocks():
+    rng = np.random.default_rng(5)
+    models, brain = rng.random((40, 1770)), rng.random((2, 1, 1770))
+    tracemalloc.start()
+    members = [list(range(20)), list(range(20, 40))]
+    _statistics(models, brain, members, over="subjects", samples=10, permutations=100)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * 100 * models.nbytes
 
 
 def test_models_and_layers_by_name():

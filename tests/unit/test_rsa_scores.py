@@ -1,5 +1,8 @@
 """Tests of scores: their formulas against rsatoolbox and by hand, their stores, their flags."""
 
+import re
+import tracemalloc
+
 import numpy as np
 import pytest
 from rsatoolbox.util.inference_util import all_tests, extract_variances
@@ -13,6 +16,7 @@ from isocortex.rsa import (
     noise_ceiling,
     score_statistics,
 )
+from isocortex.rsa.crossvalidation import mean_over_samples, mean_over_subjects
 from isocortex.rsa.hypotheses import combine_variances, contrast_variances, p_above, p_different
 from isocortex.rsa.models import list_predictors
 from isocortex.rsa.permutation import draw_orders, permutation_p, permute_means
@@ -246,12 +250,16 @@ def test_few_subjects_and_stimuli_are_flagged_with_the_number_needed(tmp_path):
     ("options", "message"),
     [
         ({"comparisons": ["pearson:rgtm(0.8,0.2)"]}, "quantiles in 0 to 1"),
+        (
+            {"comparisons": ["pearson:rgdm(k_nearest,50)"]},
+            "rsa.comparisons has rgdm(k_nearest,50), and the RDMs have 20 stimuli: use at most 19",
+        ),
         ({"comparisons": ["tau"]}, "rsa.comparisons: 'tau' is not one of"),
         ({"model_kinds": ["best"]}, "rsa.model_kinds: 'best' is not one of fixed"),
     ],
 )
 def test_unknown_options_are_refused(tmp_path, options, message):
-    with pytest.raises(InputError, match=message.replace("(", r"\(")):
+    with pytest.raises(InputError, match=re.escape(message)):
         _flags(tmp_path, options)
 
 
@@ -274,6 +282,26 @@ def test_config_knows_every_comparison_and_transform():
         assert refused(check_comparison, f"pearson:{text}") == wanted, text
     with pytest.raises(InputError, match="did you mean 'pearson'"):
         check_comparison("pearso")
+
+
+def test_means_over_samples_are_those_of_repeated_subjects():
+    rng = np.random.default_rng(10)
+    scores = rng.standard_normal((3, 2, 5))
+    scores[0, 1, :4], scores[2, 0] = np.nan, np.nan
+    counts = rng.integers(0, 3, (40, 5))
+    wanted = mean_over_subjects(scores[None], counts[:, None, None])
+    np.testing.assert_allclose(mean_over_samples(scores, counts), wanted, rtol=1e-12)
+    assert np.isnan(wanted[counts[:, 4] == 0, 0, 1]).all()
+
+
+def test_subjects_are_resampled_without_a_copy_of_the_scores_a_sample():
+    rng = np.random.default_rng(11)
+    brain, models = random_rdms(rng, 20, 10, stimuli=5), random_rdms(rng, 20, stimuli=5)
+    tracemalloc.start()
+    score_statistics(brain, models, comparison="pearson", over="subjects", samples=500, seed=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * brain.shape[0] * 500 * len(models) * brain.shape[1]
 
 
 def test_same_numbers_on_any_threads():

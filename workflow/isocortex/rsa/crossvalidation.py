@@ -287,6 +287,31 @@ def mean_over_subjects(scores: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return summed / np.where(total > 0, total, np.nan)
 
 
+def mean_over_samples(scores: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return means over samples of the subjects, weighted, NaN scores left out.
+
+    Parameters
+    ----------
+    scores
+        The same in all samples, shape (..., n_subjects).
+    counts
+        How often each subject is in each sample, shape (n_samples, n_subjects).
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (n_samples, ...): `mean_over_subjects` of each sample, as two matrix products, so
+        that scores are not repeated by sample.
+    """
+    counts = np.asarray(counts, dtype=np.float64)
+    flat = scores.reshape(-1, scores.shape[-1])
+    known = np.isfinite(flat)
+    total = counts @ known.T.astype(np.float64)
+    means = counts @ np.where(known, flat, 0.0).T
+    means /= np.where(total > 0, total, np.nan)
+    return means.reshape(len(counts), *scores.shape[:-1])
+
+
 def crossvalidate(
     models: np.ndarray,
     brain: np.ndarray,

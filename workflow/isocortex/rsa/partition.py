@@ -20,7 +20,7 @@ from isocortex import parallel, store
 from isocortex.errors import InputError
 from isocortex.multiple_tests import correct_p
 from isocortex.rsa.compare import embed
-from isocortex.rsa.crossvalidation import mean_over_subjects
+from isocortex.rsa.crossvalidation import mean_over_samples, mean_over_subjects
 from isocortex.rsa.hypotheses import (
     combine_variances,
     contrast_variances,
@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 _RIDGE = 1e-12
 """On correlations, so that two equal layers share what one of them explains."""
 _SAMPLES_A_BLOCK = 50
+_BLOCK_BYTES = 16 << 20
 
 
 def subsets(n: int) -> list[tuple[int, ...]]:
@@ -232,7 +233,8 @@ def partition_statistics(
             for key, value in means.items():
                 drawn.setdefault(key, np.full((samples, size, n_regions), np.nan))
                 drawn[key][block, :, regions] = value
-        chunks = [orders[start : start + 100] for start in range(0, len(orders), 100)]
+        length = max(1, _BLOCK_BYTES // (8 * models.size))
+        chunks = [orders[start : start + length] for start in range(0, len(orders), length)]
         found = parallel.map_blocks(
             _permuted_block,
             chunks,
@@ -246,7 +248,7 @@ def partition_statistics(
         )
         order_means[:, :, regions] = np.concatenate(list(found))
     if over in ("subjects", "both"):
-        drawn["subjects"] = mean_over_subjects(score[None], by_subject[:, None, None])
+        drawn["subjects"] = mean_over_samples(score, by_subject)
     if over == "stimuli":
         drawn.pop("both", None)
     mean = mean_over_subjects(score, np.ones(n_subjects))

@@ -16,6 +16,7 @@ from isocortex.rsa.crossvalidation import (
     FEWEST_TO_RESAMPLE,
     bootstrap_crossvalidation,
     crossvalidate,
+    mean_over_samples,
     mean_over_subjects,
     permuted_means,
 )
@@ -319,9 +320,7 @@ def _bootstrap(
             scores = np.full((len(models), len(rows)), np.nan)
             scores[:, known] = correlate(models, rows[known], comparison=comparison)
             cube = scores.reshape(len(models), n_subjects, len(regions)).swapaxes(1, 2)
-            drawn["subjects"][:, :, regions] = mean_over_subjects(
-                cube[None], by_subject[:, None, None]
-            )
+            drawn["subjects"][:, :, regions] = mean_over_samples(cube, by_subject)
     if "stimuli" in drawn:
         size = _BLOCK_BYTES // (8 * max(1, len(models)) * n_subjects * n_regions)
         size = max(1, min(_SAMPLES_A_BLOCK, size))

@@ -116,6 +116,7 @@ def compare_rdms(
     for name, transform in parsed:
         seen, layers = brain.dissimilarity, models.dissimilarity
         if transform:
+            transform.check_stimuli(n_stimuli, key="rsa.comparisons")
             seen, layers = transform.apply(seen), transform.apply(layers)
         label = f"{name}:{transform.name}" if transform else name
         flags += _spread_flags(brain, models, seen, layers, label)

@@ -410,6 +410,22 @@ class Transform:
         graph = [self.graph] if self.graph not in ("", "twostep") else []
         return f"{self.kind}({','.join(graph + texts)})"
 
+    def check_stimuli(self, n_stimuli: int, *, key: str) -> None:
+        """Raise `InputError` where there are too few stimuli for the statistic.
+
+        Parameters
+        ----------
+        n_stimuli
+            Of the RDMs.
+        key
+            Of the config that the statistic is from, for the error.
+        """
+        if self.graph == "k_nearest" and self.values[0] > n_stimuli - 1:
+            raise InputError(
+                f"{key} has {self.name}, and the RDMs have {n_stimuli} stimuli: use at most "
+                f"{n_stimuli - 1} neighbours"
+            )
+
     def apply(self, rdms: np.ndarray) -> np.ndarray:
         """Return the statistic of each RDM.
 

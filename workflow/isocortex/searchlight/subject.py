@@ -272,9 +272,10 @@ def _opened(
 
 
 def _models(models: ModelRDMs, comparison: str, transform: str | None) -> Models:
-    return Models(
-        models.dissimilarity, comparison, parse_transform(transform) if transform else None
-    )
+    parsed = parse_transform(transform) if transform else None
+    if parsed:
+        parsed.check_stimuli(len(models.stimuli), key="searchlight.transform")
+    return Models(models.dissimilarity, comparison, parsed)
 
 
 def _scored(
