@@ -356,6 +356,39 @@ def given_rdm_regions(wildcards):
     return [run.label for run in runs_of(wildcards)]
 
 
+def given_model(wildcards):
+    """Return the rows of the table of models given as RDMs that are one model's."""
+    return STUDY.given_models[wildcards.model]
+
+
+def given_model_files(wildcards):
+    return [str(row.file) for row in given_model(wildcards)]
+
+
+def given_model_layers(wildcards):
+    """Return the layer of each file, empty where the file may name it."""
+    return [row.layer for row in given_model(wildcards)]
+
+
+def given_model_stimulus_lists(wildcards):
+    """Return the file of stimulus ids of each file, empty where the table names none."""
+    return [str(row.stimuli or "") for row in given_model(wildcards)]
+
+
+def given_model_stimuli(wildcards):
+    return sorted({path for path in given_model_stimulus_lists(wildcards) if path})
+
+
+def given_model_choices(wildcards):
+    """Return which RDM of each file is meant, empty where the table does not say."""
+    return [row.rdm for row in given_model(wildcards)]
+
+
+def given_model_content(wildcards):
+    files = [*given_model_files(wildcards), *given_model_stimuli(wildcards)]
+    return [fingerprint(path) for path in files]
+
+
 def atlas_of(wildcards):
     return str(STUDY.atlas(wildcards.subject))
 
@@ -493,7 +526,15 @@ def model_measure(measure):
 
 def model_rdms_for(measure):
     """Return the models' RDMs that RDMs of the brain by a measure are compared with."""
-    return [model_rdms_store(model, model_measure(measure)) for model in STUDY.models]
+    computed = [
+        model_rdms_store(model, model_measure(measure)) for model in STUDY.models
+    ]
+    # An RDM that is given is what it is, whichever measure the brain's is by.
+    return computed + given_model_rdms()
+
+
+def given_model_rdms():
+    return [model_rdms_store(model, "given") for model in STUDY.given_models]
 
 
 def task_model_rdms(wildcards):
@@ -511,11 +552,12 @@ def model_measures():
 
 
 def all_model_rdms():
-    return sorted(
+    computed = [
         model_rdms_store(model, measure)
         for measure in model_measures()
         for model in STUDY.models
-    )
+    ]
+    return sorted(computed + given_model_rdms())
 
 
 def family_model_rdms(wildcards):
@@ -552,7 +594,7 @@ def searchlight_mask_content():
 
 
 def has_models():
-    return bool(STUDY.models)
+    return bool(STUDY.compared_models)
 
 
 def has_betas():
@@ -745,7 +787,8 @@ def study_stores(kind):
     if not has_betas():
         return []
     if kind == "encoding_summary":
-        return [encoding_summary_store(task) for task in STUDY.tasks]
+        tasks = STUDY.tasks if STUDY.models else []
+        return [encoding_summary_store(task) for task in tasks]
     return [
         encoding_store(subject, task, model)
         for task in STUDY.tasks

@@ -61,6 +61,34 @@ else:
             "../workflow/compute_rdms.py"
 
 
+rule import_model_rdms:
+    """Take over one model's RDMs that were made elsewhere."""
+    input:
+        files=ancient(given_model_files),
+        stimuli=ancient(given_model_stimuli),
+    output:
+        store=directory(model_rdms_store(measure="given")),
+        manifest=manifest_of(model_rdms_store(measure="given")),
+    log:
+        log_of("import_model_rdms", "model-{model}"),
+    benchmark:
+        benchmark_of("import_model_rdms", "model-{model}")
+    conda:
+        "../envs/rsa.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        layers=given_model_layers,
+        stimuli=given_model_stimulus_lists,
+        rdms=given_model_choices,
+        source=given_model_content,
+        code=code_version("import_model_rdms"),
+    script:
+        "../workflow/import_model_rdms.py"
+
+
 rule compute_model_rdms:
     """Compute the RDMs of one model's layers."""
     input:
@@ -73,6 +101,8 @@ rule compute_model_rdms:
         log_of("compute_model_rdms", "model-{model}", "measure-{measure}"),
     benchmark:
         benchmark_of("compute_model_rdms", "model-{model}", "measure-{measure}")
+    wildcard_constraints:
+        measure="correlation|cosine|euclidean",
     conda:
         "../envs/rsa.yaml"
     threads: 1

@@ -22,7 +22,7 @@ STAGES = {
     "preprocess": ("preprocess_anat", "preprocess_bold", "transform_regions"),
     "glm": ("fit_glm", "import_betas"),
     "features": ("extract_features",),
-    "rsa": ("compute_rdms", "compute_model_rdms", "compare_rdms"),
+    "rsa": ("compute_rdms", "compute_model_rdms", "import_model_rdms", "compare_rdms"),
     "searchlight": (
         "map_searchlight",
         "map_surface_searchlight",

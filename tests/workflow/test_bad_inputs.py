@@ -104,6 +104,17 @@ def pickled_rdm(folder, config):
     config["input"] = {"rdms": "rdms.tsv"}
 
 
+def model_rdms(*rows, header="model\tfile\tlayer", name="animacy.csv"):
+    """A table of models given as RDMs, beside the study's recordings and its model pixels."""
+
+    def build(folder, config):
+        (folder / name).write_text("0,1\n1,0\n")
+        (folder / "models.tsv").write_text("\n".join([header, *rows]) + "\n")
+        set_key(config, "input.model_rdms", "models.tsv")
+
+    return build
+
+
 def multi_echo(folder, config):
     file = folder / FUNC / f"{STEM}_bold.nii.gz"
     file.rename(file.with_name(file.name.replace("_bold", "_echo-1_bold")))
@@ -238,6 +249,35 @@ CASES = {
     ),
     "betas without residuals": (betas_and_crossnobis, "for crossnobis set it to betas or none"),
     "pickled RDM": (pickled_rdm, "is a pickle, which can run code when it is read"),
+    "model RDM missing": (
+        model_rdms("animacy\tlost.csv\t"),
+        "lost.csv of model animacy is missing",
+    ),
+    "model RDM pickled": (
+        model_rdms("animacy\tanimacy.pkl\t", name="animacy.pkl"),
+        "line 2: animacy.pkl of model animacy is a pickle",
+    ),
+    "unknown column of model RDMs": (
+        model_rdms("animacy\tanimacy.csv\t", header="model\tfile\tlayr"),
+        "has a column 'layr', known are model, file, layer, stimuli, rdm: did you mean 'layer'?",
+    ),
+    "column of model RDMs missing": (
+        model_rdms("animacy.csv\t", header="file\tlayer"),
+        "needs the columns model and file: add model",
+    ),
+    "model RDM of a model with features": (
+        model_rdms("pixels\tanimacy.csv\t"),
+        "line 2: model pixels is in features.models, too: rename one",
+    ),
+    "model RDM of no name": (model_rdms("a-b\tanimacy.csv\t"), "model 'a-b' is no name"),
+    "model RDM twice": (
+        model_rdms("animacy\tanimacy.csv\t", "animacy\tanimacy.csv\t"),
+        "line 3: layer animacy of model animacy is there twice",
+    ),
+    "stimulus list of a model RDM missing": (
+        model_rdms("animacy\tanimacy.csv\tids.txt", header="model\tfile\tstimuli"),
+        "ids.txt of model animacy is missing",
+    ),
     "table without columns": (key("input", {"rdms": "atlas.tsv"}), "needs the columns subject"),
 }
 if not torch.cuda.is_available():

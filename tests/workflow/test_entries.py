@@ -142,9 +142,19 @@ def test_a_study_of_given_rdms_runs_to_its_report(tmp_path):
     rows += ["03\tA\tthird.mat\tids.txt", "03\tB\tthird.npy\tids.txt"]
     table = ["subject\tregion\tfile\tstimuli", *rows]
     (tmp_path / "rdms.tsv").write_text("\n".join(table) + "\n")
+    given = {"true": geometry["B"], "other": pdist(rng.standard_normal((8, 5)))}
+    RDMs(
+        np.array(list(given.values())),
+        rdm_descriptors={"layer": list(given)},
+        pattern_descriptors={"stimulus": names},
+    ).save(str(tmp_path / "layers.h5"), file_type="hdf5")
+    halves = np.repeat([[0], [1]], 4, axis=0) * np.ones(3)
+    np.savetxt(tmp_path / "halves.csv", squareform(pdist(halves)), delimiter=",")
+    table = ["model\tfile\tstimuli", "net\tlayers.h5\t", "halves\thalves.csv\tids.txt"]
+    (tmp_path / "models.tsv").write_text("\n".join(table) + "\n")
     config = {
         "study": "tiny",
-        "input": {"rdms": "rdms.tsv", "stimuli": "images"},
+        "input": {"rdms": "rdms.tsv", "stimuli": "images", "model_rdms": "models.tsv"},
         "features": {"models": {"pixels": {"source": "builtin", "architecture": "pixels"}}},
         "rsa": {"bootstrap": {"samples": 200}},
     }
@@ -157,9 +167,29 @@ def test_a_study_of_given_rdms_runs_to_its_report(tmp_path):
     pearson = scores["mean"].sel(comparison="pearson").isel(predictor=0)
     assert pearson.sel(region="A") > 0.9 > pearson.sel(region="B")
     assert np.isfinite(pearson.sel(region="C"))
+    assert scores["predictor"].values.tolist()[1:] == ["net/true", "net/other", "halves/halves"]
+    best = scores["best_predictor"].sel(comparison="pearson", region="B")
+    assert best.item() == "net/true"
+    np.testing.assert_allclose(
+        scores["score"].sel(comparison="pearson", region="B", predictor="halves/halves"),
+        [np.corrcoef(pdist(halves), rdms[s, "B"])[0, 1] for s in ("01", "02", "03")],
+        atol=1e-9,
+    )
     path = results / "trsa/task-all_measure-given_identification.zarr"
     found = store.open(path, "identification").sel(statistic="rdm")
     assert float(found.accuracy) == 1.0
     html = (results / "report/study.html").read_text()
     assert "Started from" in html
     assert len(list((results / "report").glob("sub-*.html"))) == 3
+    assert "Given as RDMs (made elsewhere, without features): halves and net." in html
+    # The same brain against given models alone: no features, no images; one file changed.
+    config["input"].pop("stimuli")
+    config.pop("features")
+    tiny.write_config(tmp_path, config)
+    (tmp_path / "halves.csv").write_text((tmp_path / "halves.csv").read_text() + "\n")
+    done = tiny.snakemake(tmp_path, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    jobs = job_counts(done.stdout)
+    assert jobs["import_model_rdms"] == 1
+    assert jobs["compare_rdms"] == jobs["report_study"] == 1
+    assert not {"import_rdms", "extract_features", "fit_encoding"} & set(jobs)

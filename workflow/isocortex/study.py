@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,31 @@ _TRANSFORMS = {
 }
 
 
+MODEL_RDM_COLUMNS = ("model", "file", "layer", "stimuli", "rdm")
+
+
+@dataclass(frozen=True)
+class GivenRDM:
+    """A row of the table of models given as RDMs.
+
+    Parameters
+    ----------
+    file
+        Of one or more RDMs.
+    layer
+        The layer's name; empty where a file of rsatoolbox may name it.
+    stimuli
+        The list of stimulus ids; None where the file carries them or one lies beside it.
+    rdm
+        Which RDM of the file is meant, empty where the table does not say.
+    """
+
+    file: Path
+    layer: str = ""
+    stimuli: Path | None = None
+    rdm: str = ""
+
+
 @dataclass(frozen=True)
 class Study:
     """What the rules need to know of a study.
@@ -59,12 +84,15 @@ class Study:
         The index by subject label; empty where there is no brain.
     stimuli
         Stimulus files by id, sorted; empty where no model needs them.
+    given_models
+        The models that are given as RDMs, by name.
     """
 
     config: Mapping[str, Any]
     entry: str
     subjects: Mapping[str, bids.Subject]
     stimuli: Mapping[str, Path]
+    given_models: Mapping[str, tuple[GivenRDM, ...]] = field(default_factory=dict)
 
     @property
     def tasks(self) -> list[str]:
@@ -73,8 +101,13 @@ class Study:
 
     @property
     def models(self) -> list[str]:
-        """The models' names, in the config's order."""
+        """Names of the models that have features, in the config's order."""
         return list(self.config["features"]["models"])
+
+    @property
+    def compared_models(self) -> list[str]:
+        """Names of all models that are compared with the brain: by features, then given."""
+        return [*self.models, *self.given_models]
 
     @property
     def measures(self) -> list[str]:
@@ -158,13 +191,18 @@ def load_study(config: Mapping[str, Any]) -> Study:
             "config: regions is missing: name an atlas, its labels and its space (see "
             "config/README.md)"
         )
-    study = Study(checked, entry, subjects, _stimuli(checked, given))
+    given_models = {}
+    if "model_rdms" in given:
+        given_models = _index_model_rdms(
+            Path(given["model_rdms"]), taken=checked["features"]["models"]
+        )
+    study = Study(checked, entry, subjects, _stimuli(checked, given), given_models)
     _check_choices(study)
     return study
 
 
 def _check_brainless(checked: Mapping[str, Any]) -> None:
-    """Refuse a study of stimuli alone that has no models, or that names subjects."""
+    """Refuse a study of stimuli alone without features, or with what a brain is needed for."""
     if not checked["features"]["models"]:
         raise InputError(
             "config: input has stimuli alone and features.models names no model: add models, or "
@@ -173,6 +211,11 @@ def _check_brainless(checked: Mapping[str, Any]) -> None:
     for key, empty in (("subjects", "all"), ("tasks", "all"), ("exclude", {})):
         if checked[key] != empty:
             raise InputError(f"config: {key} is given, and input.stimuli has no brain: remove it")
+    if "model_rdms" in checked["input"]:
+        raise InputError(
+            "config: input.model_rdms is given, and there is no brain to compare it with: remove "
+            "it, or add brain data to input"
+        )
 
 
 def _stimuli(checked: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, Path]:
@@ -254,6 +297,46 @@ def _index_table(table: Path, entry: str, chosen: Mapping[str, Any]) -> dict[str
     return found
 
 
+def _index_model_rdms(table: Path, *, taken: Iterable[str]) -> dict[str, tuple[GivenRDM, ...]]:
+    """Index the table of models given as RDMs: one or more rows a model."""
+    rows = bids.read_table(table)
+    if not rows:
+        raise InputError(f"{table} names no model: add a row, or remove input.model_rdms")
+    for column in rows[0]:
+        if column not in MODEL_RDM_COLUMNS:
+            near = difflib.get_close_matches(column, MODEL_RDM_COLUMNS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "remove it"
+            raise InputError(
+                f"{table} has a column {column!r}, known are {', '.join(MODEL_RDM_COLUMNS)}: {hint}"
+            )
+    for column in MODEL_RDM_COLUMNS[:2]:
+        if column not in rows[0]:
+            raise InputError(f"{table} needs the columns model and file: add {column}")
+    found: dict[str, list[GivenRDM]] = {}
+    for number, row in enumerate(rows, start=2):
+        cells = {column: text.strip() for column, text in row.items()}
+        model, where = cells["model"], f"{table}, line {number}"
+        if not re.fullmatch(r"[A-Za-z0-9]+", model):
+            raise InputError(f"{where}: model {model!r} is no name: use letters and digits only")
+        if model in taken:
+            raise InputError(
+                f"{where}: model {model} is in features.models, too: rename one of them"
+            )
+        file = table.parent / cells["file"]
+        bids.check_rdm_file(file, f"{where}: {file} of model {model}")
+        listed = table.parent / cells["stimuli"] if cells.get("stimuli") else None
+        if listed and not listed.is_file():
+            raise InputError(f"{where}: {listed} of model {model} is missing: correct the path")
+        layer = cells.get("layer") or ("" if file.suffix.lower() in (".h5", ".hdf5") else model)
+        if layer and layer in [other.layer for other in found.get(model, [])]:
+            raise InputError(
+                f"{where}: layer {layer} of model {model} is there twice: name each in the column "
+                "layer"
+            )
+        found.setdefault(model, []).append(GivenRDM(file, layer, listed, cells.get("rdm", "")))
+    return {model: tuple(rows) for model, rows in found.items()}
+
+
 def _check_partition(study: Study) -> None:
     """Refuse a partition of one model, or of models and layers that are not in the study."""
     chosen = study.config["rsa"]["partition"]["models"]
@@ -265,15 +348,24 @@ def _check_partition(study: Study) -> None:
     for name in chosen:
         model, _, layer = name.partition("/")
         models = study.config["features"]["models"]
-        if model not in models:
+        if model in study.given_models:
+            layers = [given.layer for given in study.given_models[model]]
+            where = f"input.model_rdms, of {model},"
+            # The files may name some layers, which only the jobs read.
+            layers = layers if all(layers) else []
+        elif model in models:
+            layers = models[model].get("layers")
+            where = f"features.models.{model}.layers"
+        else:
+            key = "features.models and input.model_rdms have"
+            key = key if study.given_models else "features.models has"
             raise InputError(
-                f"config: rsa.partition.models has {name!r}, but features.models has "
-                f"{', '.join(models) or 'none'}: name a model or model/layer"
+                f"config: rsa.partition.models has {name!r}, but {key} "
+                f"{', '.join(study.compared_models) or 'none'}: name a model or model/layer"
             )
-        layers = models[model].get("layers")
         if layer and isinstance(layers, list) and layers and layer not in layers:
             raise InputError(
-                f"config: rsa.partition.models has {name!r}, but features.models.{model}.layers "
+                f"config: rsa.partition.models has {name!r}, but {where} "
                 f"has {', '.join(map(str, layers))}: name one of them"
             )
 

@@ -18,10 +18,11 @@ _SKIPPED = {
     "rdms": ("preprocess", "confounds", "glm", "regions", "searchlight", "encoding"),
 }
 _REASONS = {
-    "models": "No model was compared: the config names none under features.models.",
+    "models": "No model was compared: the config names none under features.models or "
+    "input.model_rdms.",
     "encoding": "No encoding model was fitted: the config names none under features.models.",
-    "searchlight": "No searchlight was run: it needs searchlight.run and features.models in "
-    "the config and, for a map of all subjects, a template space.",
+    "searchlight": "No searchlight was run: it needs searchlight.run and models in the "
+    "config and, for a map of all subjects, a template space.",
     "confounds": "The study gives no table of confounds.",
     "identification": "Regions were not identified: this needs at least two subjects and regions.",
 }

@@ -12,7 +12,14 @@ from isocortex.report.comparison import comparison_name
 from isocortex.report.model_tests import model_tests, strongest_test
 from isocortex.report.page import Heading, Paragraph, join
 from isocortex.report.references import Citations, References
-from isocortex.report.wording import correction, level, radius_text, resampled
+from isocortex.report.wording import (
+    correction,
+    given_models,
+    given_text,
+    level,
+    radius_text,
+    resampled,
+)
 
 
 def methods_blocks(
@@ -80,7 +87,11 @@ def methods_blocks(
     if opened["rdms"]:
         add("Dissimilarity matrices", *_rdms(opened["rdms"], cite, version))
     if opened["scores"]:
-        add("Comparison with models", *_scores(opened["scores"], cite))
+        add(
+            "Comparison with models",
+            *_scores(opened["scores"], cite),
+            given_text(given_models(opened["model_rdms"])),
+        )
     if opened["partition"]:
         add("Variance partitioning", *_partition(opened["partition"][0], cite))
     if opened["searchlight"] or opened["searchlight_surface"]:

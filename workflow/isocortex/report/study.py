@@ -54,6 +54,7 @@ from isocortex.report.study_partition import partition_section
 from isocortex.report.study_persistence import persistence_section
 from isocortex.report.study_searchlight import searchlight_section
 from isocortex.report.study_topology import topology_section
+from isocortex.report.wording import given_models
 
 log = logging.getLogger(__name__)
 
@@ -227,7 +228,9 @@ def report_study(
                 Section(
                     "models",
                     "Models against regions (RSA)",
-                    models_section(opened["scores"], choices),
+                    models_section(
+                        opened["scores"], choices, given=given_models(opened["model_rdms"])
+                    ),
                 ),
             ),
             (

@@ -26,14 +26,26 @@ from isocortex.report.page import (
     p_value,
 )
 from isocortex.report.study_findings import rsa_scores
-from isocortex.report.wording import corrected_header, correction, level, resampled
+from isocortex.report.wording import corrected_header, correction, given_text, level, resampled
 
 MOST_BARS = 12
 """Bars a panel holds with legible names."""
 
 
-def models_section(opened: Sequence[xr.Dataset], choices: ReportOptions) -> list[Any]:
-    """Scores of model layers by RSA, for each task and measure."""
+def models_section(
+    opened: Sequence[xr.Dataset], choices: ReportOptions, *, given: Sequence[str] = ()
+) -> list[Any]:
+    """Scores of model layers by RSA, for each task and measure.
+
+    Parameters
+    ----------
+    opened
+        Stores of scores.
+    choices
+        Options of the report.
+    given
+        Models that were given as RDMs.
+    """
     blocks: list[Any] = []
     for dataset in opened:
         measure, task = str(dataset.attrs["measure"]), str(dataset.attrs["task"])
@@ -48,7 +60,7 @@ def models_section(opened: Sequence[xr.Dataset], choices: ReportOptions) -> list
             blocks.append(_overview(dataset, scores, shown))
         blocks.append(_bars(dataset, scores, tests, shown))
         blocks.append(_best_table(dataset, scores, tests))
-        blocks.append(_all_table(dataset, scores, tests))
+        blocks.append(_all_table(dataset, scores, tests, given))
         blocks += _ceiling_table(dataset, tests)
         blocks += _by_comparison(dataset, scores)
     return blocks
@@ -253,7 +265,9 @@ def _best_table(dataset: xr.Dataset, scores: Scores, tests: ModelTests) -> Table
     )
 
 
-def _all_table(dataset: xr.Dataset, scores: Scores, tests: ModelTests) -> Table:
+def _all_table(
+    dataset: xr.Dataset, scores: Scores, tests: ModelTests, given: Sequence[str]
+) -> Table:
     columns = _p_columns(dataset, tests)
     kinds = set(tests.kind) != {"fixed"}
     rows = [
@@ -277,7 +291,7 @@ def _all_table(dataset: xr.Dataset, scores: Scores, tests: ModelTests) -> Table:
             *(head for _, head, _ in columns),
         ),
         rows,
-        _p_caption(columns),
+        " ".join(filter(None, [_p_caption(columns), given_text(given)])),
         collapsed=True,
     )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import xarray as xr
+
+from isocortex.report.page import join
 
 _CORRECTIONS = {
     "holm": "corrected by Holm's method",
@@ -36,6 +38,18 @@ def correction(dataset: xr.Dataset) -> str:
 def corrected_header(dataset: xr.Dataset) -> str:
     """Head of a column of p-values."""
     return "p, not corrected" if correction(dataset) == _CORRECTIONS["none"] else "p, corrected"
+
+
+def given_models(model_rdms: Sequence[xr.Dataset]) -> list[str]:
+    """Names of the models, of those of some stores of RDMs, that were given as RDMs."""
+    return [str(ds.attrs["model"]) for ds in model_rdms if str(ds.attrs["measure"]) == "given"]
+
+
+def given_text(models: Sequence[str]) -> str:
+    """Say which models were given as RDMs; nothing where none was."""
+    if not models:
+        return ""
+    return f"Given as RDMs (made elsewhere, without features): {join(list(models))}."
 
 
 def radius_text(radius: Any) -> str:

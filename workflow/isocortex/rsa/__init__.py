@@ -25,6 +25,7 @@ from isocortex.rsa.inference import (
     left_out_counts,
     pair_weights,
 )
+from isocortex.rsa.model_imports import import_model_rdms
 from isocortex.rsa.noise import covariance, measurement_residuals, whiten
 from isocortex.rsa.patterns import CrossvalidationDesign, crossvalidation_design, mean_patterns
 from isocortex.rsa.rdms import (
@@ -86,6 +87,7 @@ __all__ = [
     "embed",
     "euclidean_distance",
     "family",
+    "import_model_rdms",
     "import_rdms",
     "left_out_counts",
     "load_rdms",

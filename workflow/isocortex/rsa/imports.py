@@ -108,14 +108,13 @@ def import_rdms(
         square, found = read_rdm(
             file, stimuli=listed, rdm=choice, region=str(region), subject=subject, where=where
         )
-        order = np.argsort(np.array(found), kind="stable")
-        ordered = [found[k] for k in order]
+        vector, ordered = sorted_vector(square, found)
         if names and ordered != names:
             raise InputError(
                 f"{where} has other stimuli than {files[0]}: give all regions of a subject the same"
             )
         names = ordered
-        rows.append(to_vectors(square[order[:, None], order[None, :]]))
+        rows.append(vector)
     missing = {str(r): int(np.isnan(row).sum()) for r, row in zip(regions, rows)}
     if any(missing.values()):
         logger.warning("sub-%s: pairs that are NaN, by region: %s", subject, missing)
@@ -138,6 +137,12 @@ def import_rdms(
     )
     sources = [*files, *(listed for listed in lists if str(listed))]
     return store.write(dataset, out, spec="rdms", sources=sources, code=code)
+
+
+def sorted_vector(square: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Return the pairs of an RDM, its stimuli in the order of their ids, and these."""
+    order = np.argsort(np.array(names), kind="stable")
+    return to_vectors(square[order[:, None], order[None, :]]), [names[k] for k in order]
 
 
 def read_rdm(
@@ -267,10 +272,7 @@ def _read_values(file: Path, meant: _Meant, where: str) -> tuple[np.ndarray, lis
     except InputError:
         raise
     except (OSError, ValueError, TypeError, KeyError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"{where} cannot be read ({reason}): save it as .npy or .csv (numbers only)"
-        ) from error
+        raise _unreadable(error, where) from error
 
 
 def _read_npy(file: Path, where: str) -> np.ndarray:
@@ -330,16 +332,41 @@ def _read_rsatoolbox(file: Path, meant: _Meant, where: str) -> tuple[np.ndarray,
     import h5py
 
     with h5py.File(file) as opened:
-        pairs = opened.get("dissimilarities")
-        if not isinstance(pairs, h5py.Dataset) or pairs.ndim != 2:
-            raise InputError(
-                f"{where} holds no RDMs of rsatoolbox: save them with "
-                f"rdms.save({file.name!r}, file_type='hdf5'), or the matrix as .npy"
-            )
+        pairs = _pairs_of(opened, file, where)
         row = _chosen_rdm(_descriptors(opened, "rdm_descriptors"), len(pairs), meant, where)
         values = pairs[row]
         of_patterns = _descriptors(opened, "pattern_descriptors")
     return values, [] if meant.has_list else _pattern_ids(of_patterns, where)
+
+
+def _pairs_of(opened: Any, file: Path, where: str) -> Any:
+    """Return the array of pairs of an opened rsatoolbox file, (n_rdms, n_pairs), not yet read."""
+    import h5py
+
+    pairs = opened.get("dissimilarities")
+    if not isinstance(pairs, h5py.Dataset) or pairs.ndim != 2:
+        raise InputError(
+            f"{where} holds no RDMs of rsatoolbox: save them with "
+            f"rdms.save({file.name!r}, file_type='hdf5'), or the matrix as .npy"
+        )
+    return pairs
+
+
+def rdm_descriptors(file: Path, where: str) -> tuple[int, dict[str, list[str]]]:
+    """Return how many RDMs a file of rsatoolbox holds, and their descriptors as text."""
+    import h5py
+
+    try:
+        with h5py.File(file) as opened:
+            pairs = _pairs_of(opened, file, where)
+            return len(pairs), _descriptors(opened, "rdm_descriptors")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _unreadable(error, where) from error
+
+
+def _unreadable(error: Exception, where: str) -> InputError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return InputError(f"{where} cannot be read ({reason}): save it as .npy or .csv (numbers only)")
 
 
 def _descriptors(opened: Any, name: str) -> dict[str, list[str]]:
@@ -364,16 +391,54 @@ def _text_of(value: Any) -> str:
 
 def _chosen_rdm(descriptors: Mapping[str, Sequence[str]], n: int, meant: _Meant, where: str) -> int:
     """Return the position of the RDM that a row of the table means."""
-    rdm = meant.rdm
-    if not rdm and n == 1:
+    if not meant.rdm and n == 1:
         return 0
+    searched = ()
+    if not meant.rdm:
+        searched = ((REGION_DESCRIPTORS, meant.region), (SUBJECT_DESCRIPTORS, meant.subject))
+    rows, words = matching_rdms(descriptors, n, meant.rdm, searched, where)
+    if len(rows) != 1:
+        raise InputError(
+            f"{where} holds {n} RDMs, {len(rows)} of them {words}: name one in the column rdm of "
+            f"the table, by position (0 to {n - 1}) or as descriptor=value"
+        )
+    return rows[0]
+
+
+def matching_rdms(
+    descriptors: Mapping[str, Sequence[str]],
+    n: int,
+    rdm: str,
+    searched: Sequence[tuple[Sequence[str], str]],
+    where: str,
+) -> tuple[list[int], str]:
+    """Return which RDMs of a file of rsatoolbox a row of a table may mean.
+
+    Parameters
+    ----------
+    descriptors
+        Values of the RDMs by descriptor.
+    n
+        How many RDMs there are.
+    rdm
+        What the column rdm says.
+    searched
+        Names of descriptors, of which the first that there is counts, and the value to look for.
+
+    Returns
+    -------
+    rows : list of int
+        Positions.
+    words : str
+        What was searched for, for an error.
+    """
     if rdm.isdecimal():
         if int(rdm) >= n:
             raise InputError(
                 f"{where} holds {n} RDMs: {rdm} in the column rdm of the table should be 0 to "
                 f"{n - 1}"
             )
-        return int(rdm)
+        return [int(rdm)], f"at {rdm}"
     wanted: dict[str, str] = {}
     for part in filter(None, rdm.split(";")):
         key, mark, value = (text.strip() for text in part.partition("="))
@@ -384,27 +449,17 @@ def _chosen_rdm(descriptors: Mapping[str, Sequence[str]], n: int, meant: _Meant,
                 f"descriptor=value: its RDM descriptors are {held}"
             )
         wanted[key] = value
-    if not rdm:
-        for keys, value in (
-            (REGION_DESCRIPTORS, meant.region),
-            (SUBJECT_DESCRIPTORS, meant.subject),
-        ):
-            key = next((key for key in keys if key in descriptors), "")
-            if key:
-                wanted[key] = value
+    for keys, value in searched:
+        key = next((key for key in keys if key in descriptors), "")
+        if key:
+            wanted[key] = value
     rows = [
         k
         for k in range(n)
         if all(_same_label(descriptors[key][k], value) for key, value in wanted.items())
     ]
-    if len(rows) != 1:
-        searched = " and ".join(f"{key} {value}" for key, value in wanted.items())
-        raise InputError(
-            f"{where} holds {n} RDMs, {len(rows)} of them "
-            f"{'with ' + searched if searched else 'possible'}: name one in the column rdm of the "
-            f"table, by position (0 to {n - 1}) or as descriptor=value"
-        )
-    return rows[0]
+    words = " and ".join(f"{key} {value}" for key, value in wanted.items())
+    return rows, f"with {words}" if words else "possible"
 
 
 def _same_label(one: str, other: str) -> bool:

@@ -246,9 +246,16 @@ def align_models(
     ------
     InputError
         Where a model lacks a stimulus of the brain, or comes twice.
+
+    Notes
+    -----
+    A model given as RDMs may have the conditions themselves as stimuli; it is taken as it is.
     """
     if not paths:
-        raise InputError("no model RDMs were given: name at least one model in features.models")
+        raise InputError(
+            "no model RDMs were given: name at least one model in features.models or "
+            "input.model_rdms"
+        )
     members = {s: tuple(groups[s]) if groups else (s,) for s in stimuli}
     wanted = tuple(sorted({m for names in members.values() for m in names}))
     average = np.array([[name in members[s] for name in wanted] for s in stimuli], dtype=float)
@@ -264,19 +271,16 @@ def align_models(
         model = str(opened.attrs["model"])
         if model in models:
             raise InputError(f"model {model} comes twice ({path}): keep one of its stores")
-        missing = sorted(set(wanted) - set(stimuli_of(opened)))
-        if missing:
-            raise InputError(
-                f"{path} has no features of {len(missing)} stimuli that subjects saw "
-                f"({', '.join(missing[:3])}): add their files to the stimuli"
-            )
-        vectors = select_pairs(opened, wanted)
-        square = to_matrices(vectors)
-        if groups:
-            vectors = to_vectors(average @ square @ average.T)
+        known = stimuli_of(opened)
+        if groups and set(stimuli) <= set(known):
+            rows.append(select_pairs(opened, stimuli))
         else:
-            vectors = to_vectors(square[:, order[:, None], order[None, :]])
-        rows.append(vectors)
+            _check_stimuli(opened, path, known, wanted, stimuli if groups else ())
+            square = to_matrices(select_pairs(opened, wanted))
+            if groups:
+                rows.append(to_vectors(average @ square @ average.T))
+            else:
+                rows.append(to_vectors(square[:, order[:, None], order[None, :]]))
         names = [str(name) for name in opened["layer"].values]
         models += [model] * len(names)
         layers += names
@@ -286,4 +290,29 @@ def align_models(
         models=tuple(models),
         layers=tuple(layers),
         stimuli=tuple(stimuli),
+    )
+
+
+def _check_stimuli(
+    opened: xr.Dataset,
+    path: str | Path,
+    known: Sequence[str],
+    wanted: Sequence[str],
+    conditions: Sequence[str],
+) -> None:
+    """Raise `InputError` where a model lacks stimuli that subjects saw."""
+    missing = sorted(set(wanted) - set(known))
+    if not missing:
+        return
+    if str(opened.attrs["measure"]) != "given":
+        raise InputError(
+            f"{path} has no features of {len(missing)} stimuli that subjects saw "
+            f"({', '.join(missing[:3])}): add their files to the stimuli"
+        )
+    instead = f", or of all conditions ({', '.join(conditions[:3])})" if conditions else ""
+    raise InputError(
+        f"the given RDMs of model {opened.attrs['model']} lack {len(missing)} of {len(wanted)} "
+        f"stimuli that subjects saw ({', '.join(missing[:3])}); their ids are as in "
+        f"{', '.join(known[:3])}: correct the ids or the files that input.model_rdms names, so "
+        f"that they are of all stimuli{instead}"
     )
