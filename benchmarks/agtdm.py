@@ -37,11 +37,12 @@ def run(*, small: bool = False) -> dict[str, Any]:
         return [matrix / np.linalg.norm(matrix) for matrix in found]
 
     def peer() -> np.ndarray:
-        of_x, square = transforms(x), squareform(y)
+        of_x, of_y = transforms(x), transforms(y)
         largest = []
         for order in orders:
-            of_y = transforms(squareform(square[np.ix_(order, order)]))
-            largest.append(max((a * b).sum() for a in of_x for b in of_y))
+            # A permutation moves the entries of transforms, which need not be made again.
+            moved = [b[np.ix_(order, order)] for b in of_y]
+            largest.append(max((a * b).sum() for a in of_x for b in moved))
         return np.array(largest)
 
     return side_by_side(
