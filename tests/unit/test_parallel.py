@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from isocortex import parallel
 from isocortex.errors import InputError
@@ -68,12 +69,24 @@ def test_threads_keep_the_order_of_blocks_and_few_in_flight():
 
 
 def test_linear_algebra_runs_on_one_thread_in_a_block():
-    from threadpoolctl import threadpool_info
-
     def limits(_):
-        return {pool["num_threads"] for pool in threadpool_info()}
+        pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+        return {pool["num_threads"] for pool in pools}
 
     assert set().union(*parallel.map_blocks(limits, range(3), threads=2)) == {1}
+
+
+def test_workers_are_let_go_with_the_last_result():
+    def limits():
+        return [pool["num_threads"] for pool in threadpool_info()]
+
+    before = limits()
+    with threadpool_limits(limits=2):
+        found = parallel.map_blocks(row, BLOCKS, ARRAY, threads=2)
+        assert [block for block, _ in zip(BLOCKS, found)] == BLOCKS
+        assert set(limits()) == {2}
+        del found
+    assert limits() == before
 
 
 def test_an_error_in_a_block_ends_the_work():

@@ -16,6 +16,7 @@ from isocortex.rsa import (
 from isocortex.searchlight import (
     map_searchlight,
 )
+from isocortex.searchlight.maps import write_maps
 from isocortex.study import check_inputs, load_study
 from tests.unit import test_rsa_stores as stores
 from tests.workflow import tiny
@@ -72,6 +73,16 @@ def test_one_centre_by_hand(mapped):
     at = (np.stack([lights[a].values for a in "ijk"], axis=1) == centre).all(axis=1)
     assert lights["n_voxels"].values[at] == near.sum()
     np.testing.assert_allclose(lights["score"].values[:, at], correlate(model, rdm), atol=1e-6)
+
+
+def test_maps_of_layers_whose_names_are_alike_are_all_there(tmp_path):
+    rows = {name: np.full(2, k) for k, name in enumerate(["a/1.0", "a/10", "a1/0", "best"])}
+    centres = {axis: np.array([0, 1]) for axis in "ijk"}
+    attrs = {"space": "T1w", "affine": np.eye(4), "shape": [2, 2, 2], "step": 1}
+    write_maps(tmp_path, rows, centres, attrs, prefix="sub-01", statistic="r", best=True)
+    for k, label in enumerate(["a10", "a10v2", "a10v3", "bestv2"]):
+        image = nib.load(tmp_path / f"sub-01_space-T1w_desc-{label}_stat-r_statmap.nii.gz")
+        assert image.get_fdata()[1, 1, 1] == k
 
 
 def test_small_neighbourhoods_have_no_score_and_maps_agree(mapped):

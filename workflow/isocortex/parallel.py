@@ -84,6 +84,7 @@ def map_blocks(
     """
     _check_threads(threads)
     blocks = list(blocks)
+    last: list[Any] = []
     with _workers(threads) as (submit, share, width):
         arguments = [share(value) for value in shared]
         waiting: collections.deque[Any] = collections.deque()
@@ -95,12 +96,15 @@ def map_blocks(
                 if len(waiting) >= 2 * width:
                     yield waiting.popleft().result()
                     progress.step()
-            while waiting:
+            while len(waiting) > 1:
                 yield waiting.popleft().result()
                 progress.step()
+            last = [task.result() for task in waiting]
         finally:
             for task in waiting:
                 task.cancel()
+    # Workers are let go by now: `zip` asks for no more than the last result.
+    yield from last
 
 
 def hand_on_scheduler(section: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,22 @@ HEMISPHERES = {"left": "L", "right": "R"}
 def plain_name(predictor: str) -> str:
     """Return a predictor's name as a BIDS label: letters and digits only."""
     return re.sub(r"[^A-Za-z0-9]", "", predictor)
+
+
+def map_labels(predictors: Iterable[str]) -> list[str]:
+    """Return the `plain_name` of each predictor, numbered where another one has it already.
+
+    ``net/a.1.0`` and ``net/a.10`` are ``neta10`` and ``neta10v2``: no map overwrites another.
+    """
+    taken, labels = {"best"}, []
+    for name in predictors:
+        label, number = plain_name(name), 1
+        while label in taken:
+            number += 1
+            label = f"{plain_name(name)}v{number}"
+        taken.add(label)
+        labels.append(label)
+    return labels
 
 
 def write_maps(
@@ -36,7 +52,7 @@ def write_maps(
     folder
         Made where it is not there.
     rows
-        Values at the centres by predictor.
+        Values at the centres by predictor, whose names are those of `map_labels`.
     centres
         Coordinates of the store: ``i``, ``j``, ``k`` of voxels (NIfTI, on the grid of the
         centres), or ``hemisphere`` and ``index`` of vertices (GIFTI, a file a hemisphere).
@@ -53,8 +69,8 @@ def write_maps(
     folder.mkdir(parents=True, exist_ok=True)
     save = _save_volume if "i" in centres else _save_surface
 
-    for name, row in rows.items():
-        label = f"{plain_name(name)}_stat-{statistic}_statmap"
+    for name, row in zip(map_labels(rows), rows.values()):
+        label = f"{name}_stat-{statistic}_statmap"
         save(folder, row, label, np.float32, np.nan, centres, attrs, prefix)
     if not best:
         return
