@@ -576,9 +576,28 @@ def searchlight_model_rdms():
     return model_rdms_for(CONFIG["searchlight"]["measure"])
 
 
+WHITENED = ("mahalanobis", "crossnobis")
+
+
+def rdm_options(wildcards):
+    """Return what the config says of RDMs by a measure; of noise only where it is whitened."""
+    noise = ("noise_normalisation",) if wildcards.measure in WHITENED else ()
+    return options("rsa", "min_voxels", "average_by", *noise)
+
+
+def partition_options():
+    """Return what the config says of partitions, which have one variance of the bootstrap."""
+    rsa = CONFIG["rsa"]
+    bootstrap = {k: v for k, v in rsa["bootstrap"].items() if k != "variance"}
+    shared = options("rsa", "permutations", "interval")
+    return rsa["partition"] | shared | {"bootstrap": bootstrap}
+
+
 def searchlight_options():
     """Return what volume and surface searchlights share, for their rules' params."""
-    keys = ("mask", "measure", "noise_normalisation", "comparison", "transform")
+    keys = ["mask", "measure", "comparison", "transform"]
+    if CONFIG["searchlight"]["measure"] in WHITENED:
+        keys.append("noise_normalisation")
     return options("searchlight", *keys) | options("rsa", "average_by")
 
 

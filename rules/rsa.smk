@@ -55,7 +55,7 @@ else:
             mem_mb=3000,
             runtime=30,
         params:
-            options=options("rsa", "noise_normalisation", "min_voxels", "average_by"),
+            options=rdm_options,
             code=code_version("compute_rdms"),
         script:
             "../workflow/compute_rdms.py"
@@ -172,8 +172,7 @@ rule partition_models:
         mem_mb=3000,
         runtime=60,
     params:
-        options=CONFIG["rsa"]["partition"]
-        | options("rsa", "bootstrap", "permutations", "interval"),
+        options=partition_options(),
         seed=SEED,
         code=code_version("partition_models"),
     script:

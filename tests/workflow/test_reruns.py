@@ -123,6 +123,14 @@ def test_editing_a_script_runs_its_rule(demo, code_copy):
             "trsa: {permutations: 500}",
             {"identify_regions", "report_study", "all"},
         ),
+        (
+            "rsa: {bootstrap: {variance: debiased}}",
+            {"compare_rdms", "report_study", "all"},
+        ),
+        (
+            "searchlight: {noise_normalisation: {shrinkage: full}}",
+            {"report_study", "all"},
+        ),
         ("report: {thumbnails: false}", {"report_subject", "report_study", "all"}),
         ("dask: {scheduler: 'tcp://head:8786'}", set()),
     ],
@@ -130,6 +138,13 @@ def test_editing_a_script_runs_its_rule(demo, code_copy):
 def test_a_config_value_runs_what_uses_it(demo, tmp_path, change, expected):
     (tmp_path / "change.yaml").write_text(change)
     assert rules(demo.jobs(changes=tmp_path / "change.yaml")) == expected
+
+
+def test_noise_normalisation_runs_what_is_in_units_of_the_noise(demo, tmp_path):
+    (tmp_path / "change.yaml").write_text("rsa: {noise_normalisation: {shrinkage: diag}}")
+    jobs = demo.jobs(changes=tmp_path / "change.yaml")
+    assert "compute_rdms" in rules(jobs)
+    assert not [job for job in jobs if "measure=correlation" in job[1]]
 
 
 def test_a_changed_recording_runs_its_run_and_what_follows(demo):
