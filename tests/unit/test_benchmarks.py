@@ -15,7 +15,8 @@ KEYS = ["figure", "ours_s", "peer", "peer_s", "ratio", "max_abs_diff", "peak_mib
 
 
 @pytest.mark.parametrize(
-    "figure", ["crossnobis", "geodesic-twostep", "identification-grid", "dual-bootstrap-corr"]
+    "figure",
+    ["crossnobis", "geodesic-twostep", "identification-grid", "dual-bootstrap-corr", "agtdm"],
 )
 def test_a_figure_is_one_json_line(figure, capsys):
     assert program.main([figure, "--small"]) == 0

@@ -105,6 +105,18 @@ def test_draws_have_two_subjects_and_three_stimuli_and_are_whole_subjects():
     assert (alone.stimuli == 1).all()
 
 
+def test_blocks_are_as_large_as_memory_allows_and_change_nothing(monkeypatch):
+    rng = np.random.default_rng(15)
+    x = regions_with_noise(rng, subjects=4, regions=6, stimuli=12, noise=1.5)
+    draws = draw_bootstrap(30, subjects=4, stimuli=12, resample="both", seed=0)
+    whole = bootstrap_accuracy(x, draws)
+    # Room for 5 of the 21 pairs of regions, and for one sample.
+    monkeypatch.setattr("isocortex.topology.identification.BLOCK_ENTRIES", 5 * 66)
+    assert np.array_equal(bootstrap_accuracy(x, draws), whole)
+    with pytest.raises(ValueError, match="cannot be drawn from 1"):
+        draw_bootstrap(10, subjects=1, stimuli=12, resample="both", seed=0)
+
+
 def test_permutation_equals_regions_shuffled_in_the_data():
     rng = np.random.default_rng(3)
     x = regions_with_noise(rng, subjects=4, regions=3, stimuli=8, noise=1.0)

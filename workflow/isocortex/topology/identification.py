@@ -44,6 +44,8 @@ def _counts(
     """Return draws with replacement as counts, each of at least ``distinct`` different items."""
     if not resample:
         return np.ones((samples, items), dtype=np.int64)
+    if items < distinct:
+        raise ValueError(f"samples of {distinct} different items cannot be drawn from {items}")
     counts = np.zeros((0, items), dtype=np.int64)
     while len(counts) < samples:
         fresh = bootstrap_counts(items, samples, rng=rng)
@@ -81,6 +83,11 @@ def draw_bootstrap(
     Returns
     -------
     Draws
+
+    Raises
+    ------
+    ValueError
+        For another ``resample``, or fewer subjects than each sample must have.
     """
     if resample not in ("both", "subjects", "stimuli"):
         raise ValueError(f"resample is {resample!r}: pass both, subjects or stimuli")
@@ -286,6 +293,9 @@ def bootstrap_accuracy(
     by_subject = values.reshape(n_subjects, -1)
     first, second = np.triu_indices(n_regions)
     block = max(1, BLOCK_ENTRIES // (n_regions * n_pairs))
+    # Of many regions with many stimuli, products of all pairs of regions do not fit at once.
+    step = max(1, BLOCK_ENTRIES // max(n_pairs, 1))
+    parts = [(first[at : at + step], second[at : at + step]) for at in range(0, len(first), step)]
     accuracy = np.empty((len(draws), n_subjects))
     for start in range(0, len(draws), block):
         samples = slice(start, start + block)
@@ -303,9 +313,10 @@ def bootstrap_accuracy(
         rest = copies.sum(axis=1, keepdims=True) - copies
         for subject in range(n_subjects):
             own = np.empty((size, n_regions, n_regions), dtype=np.float32)
-            within = weights @ (values[subject, first] * values[subject, second]).T
-            own[:, first, second] = within
-            own[:, second, first] = within
+            for one, other in parts:
+                within = weights @ (values[subject, one] * values[subject, other]).T
+                own[:, one, other] = within
+                own[:, other, one] = within
             norms = np.einsum("brr->br", own)
             copy, others = copies[:, subject, None], rest[:, subject, None]
             sum_product = cross[:, :, subject].swapaxes(1, 2)  # (sample, region, centroid)
@@ -364,7 +375,7 @@ def permutation_accuracy(
 
 def permutation_p(observed: float, null: np.ndarray) -> float:
     """Return the share of permutations, the data among them, at least as accurate as the data."""
-    # Accuracies are shares of a few regions: half of the smallest difference absorbs rounding.
+    # Accuracies are shares of a few regions, far more than this apart: it absorbs rounding.
     return float((1 + (null >= observed - 1e-5).sum()) / (1 + len(null)))
 
 
