@@ -5,6 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
 
+from isocortex.bids import stimuli_beside
 from isocortex.errors import InputError
 from isocortex.parallel import hand_on_scheduler
 from isocortex.provenance import code_version, fingerprint
@@ -348,8 +349,14 @@ def given_rdm_stimuli(wildcards):
     return sorted({path for path in given_rdm_stimulus_lists(wildcards) if path})
 
 
+def rdms_content(files, lists):
+    """Return signs of the content of files with RDMs, and of stimulus ids named or beside them."""
+    beside = [stimuli_beside(file) for file in files]
+    return [fingerprint(path) for path in [*files, *beside, *lists]]
+
+
 def given_rdms_content(wildcards):
-    return [fingerprint(path) for path in given_rdms(wildcards)]
+    return rdms_content(given_rdms(wildcards), given_rdm_stimuli(wildcards))
 
 
 def given_rdm_regions(wildcards):
@@ -385,8 +392,7 @@ def given_model_choices(wildcards):
 
 
 def given_model_content(wildcards):
-    files = [*given_model_files(wildcards), *given_model_stimuli(wildcards)]
-    return [fingerprint(path) for path in files]
+    return rdms_content(given_model_files(wildcards), given_model_stimuli(wildcards))
 
 
 def atlas_of(wildcards):

@@ -4,7 +4,7 @@ if ENTRY == "rdms":
         """Take over one subject's RDMs that were made elsewhere."""
         input:
             files=ancient(given_rdms),
-            stimuli=given_rdm_stimuli,
+            stimuli=ancient(given_rdm_stimuli),
         output:
             store=directory(rdms_store()),
             manifest=manifest_of(rdms_store()),

@@ -193,3 +193,25 @@ def test_a_study_of_given_rdms_runs_to_its_report(tmp_path):
     assert jobs["import_model_rdms"] == 1
     assert jobs["compare_rdms"] == jobs["report_study"] == 1
     assert not {"import_rdms", "extract_features", "fit_encoding"} & set(jobs)
+
+
+def test_stimulus_ids_of_given_rdms_are_followed_and_a_touch_is_not(tmp_path):
+    """Ids in a list that the table names, and in one beside the file that it does not."""
+    for region in "AB":
+        np.save(tmp_path / f"{region}.npy", np.random.default_rng(0).random(15))
+    lists = {"A": tmp_path / "A_stimuli.txt", "B": tmp_path / "ids.txt"}
+    for file in lists.values():
+        file.write_text("\n".join("abcdef"))
+    rows = ["subject\tregion\tfile\tstimuli", "01\tA\tA.npy\t", "01\tB\tB.npy\tids.txt"]
+    (tmp_path / "rdms.tsv").write_text("\n".join(rows) + "\n")
+    tiny.write_config(tmp_path, {"study": "tiny", "input": {"rdms": "rdms.tsv"}})
+    target = "results/tiny/rsa/sub-01_task-all_measure-given_rdms.json"
+    done = tiny.snakemake(tmp_path, target)
+    assert done.returncode == 0, done.stderr[-4000:]
+    for file in tmp_path.glob("*.*"):
+        file.touch()
+    assert "rule import_rdms:" not in tiny.snakemake(tmp_path, "--dry-run", target).stdout
+    for file in lists.values():
+        file.write_text("\n".join("abcdfe"))
+        assert "rule import_rdms:" in tiny.snakemake(tmp_path, "--dry-run", target).stdout
+        file.write_text("\n".join("abcdef"))

@@ -772,6 +772,12 @@ def check_rdm_file(path: str | Path, where: str) -> None:
         raise InputError(f"{where} is missing: correct the path")
 
 
+def stimuli_beside(path: str | Path) -> Path:
+    """Return where the stimulus ids of a file with an RDM lie if no table names a list."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}_stimuli.txt")
+
+
 def find_stimuli(folder: str | Path) -> dict[str, Path]:
     """Return the image files below a folder by id: their path from it, as in ``stim_file``.
 

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from isocortex import store
-from isocortex.bids import check_rdm_file, plain_label
+from isocortex.bids import check_rdm_file, plain_label, stimuli_beside
 from isocortex.errors import InputError
 from isocortex.rsa.rdms import MINIMUM_STIMULI, n_stimuli, pair_labels, to_matrices, to_vectors
 
@@ -228,7 +228,7 @@ def read_rdm(
 
 def _names(file: Path, stimuli: str | Path, inside: list[str], where: str) -> list[str]:
     """Return the stimulus ids from the list that was named, the file itself or the one beside."""
-    beside = file.with_name(f"{file.stem}_stimuli.txt")
+    beside = stimuli_beside(file)
     listed = Path(stimuli) if str(stimuli) else beside
     if str(stimuli) and not listed.is_file():
         raise InputError(f"{where}: its stimulus list {listed} is missing: correct the path")
