@@ -416,7 +416,8 @@ def persistence_dataset(
             "filtration": options.filtration,
             "distance": options.distance,
             "n_stimuli": len(brain.stimuli),
-            "chance": float("nan") if flag else 1 / int(complete.sum()),
+            # Of all regions where none are identified: JSON has no NaN.
+            "chance": 1 / (n_regions if flag else int(complete.sum())),
             "flag": flag,
             "flags": flags,
             "left_out": {f"{region} of sub-{s}": why for (s, region), why in reasons.items()},
