@@ -326,6 +326,11 @@ def test_one_run_has_no_crossnobis_searchlight(mapped, tmp_path):
         ({"transform": "ranks"}, "T1w", r"searchlight\.transform has .*a transform is one of"),
         ({"comparison": "kendall"}, "T1w", r"searchlight\.comparison is .*must be one of pearson"),
         ({"mask": "nowhere.nii.gz"}, "T1w", r"searchlight\.mask is 'nowhere.nii.gz', .*missing"),
+        (
+            {"measure": "mahalanobis", "noise_normalisation": {"source": "none"}},
+            "T1w",
+            r"searchlight\.noise_normalisation\.source is none, and mahalanobis",
+        ),
         ({"surface": {"run": True}}, "T1w", r"searchlight\.surface\.run is true, but .* T1w"),
         ({"surface": {"run": True}}, "MNI152NLin2009aSym", None),
         ({"transform": "rgdm(k_nearest,3)", "measure": "crossnobis"}, "T1w", None),
@@ -344,3 +349,16 @@ def test_a_config_that_cannot_be_is_refused_before_any_job(
     else:
         with pytest.raises(InputError, match=message):
             check_inputs(load_study(config))
+
+
+@pytest.mark.parametrize("run", [True, False])
+def test_crossnobis_searchlights_of_one_run_are_refused_before_any_job(tmp_path, monkeypatch, run):
+    config = tiny.make(tmp_path, runs=(1,))
+    config["rsa"] = {"measures": ["correlation"]}
+    config["searchlight"] = {"run": run, "measure": "crossnobis"}
+    monkeypatch.chdir(tmp_path)
+    if run:
+        with pytest.raises(InputError, match=r"take crossnobis out of searchlight\.measure"):
+            load_study(config)
+    else:
+        load_study(config)

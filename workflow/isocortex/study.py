@@ -395,9 +395,9 @@ def check_comparison(text: str, *, key: str = "rsa.comparisons") -> None:
     form = re.fullmatch(r"([a-z]+)(?:\((.+)\))?", transform)
     kind, inside = form.groups() if form else ("", "")
     parts = inside.split(",") if inside else []
-    if kind == "rgdm" and parts[:1] == ["twostep"]:
-        parts.pop(0)
     graph = parts.pop(0) if parts and parts[0] in ("p_shortest", "p_nearest", "k_nearest") else ""
+    if kind == "rgdm" and not graph and parts[:1] == ["twostep"]:
+        parts.pop(0)
     forms = [known for known in _TRANSFORMS if re.split(r"[(,]", known)[0] == kind]
     forms = [known for known in forms if not graph or graph in known]
     if kind == "rgdm" and not graph:
@@ -467,7 +467,9 @@ def _check_choices(study: Study) -> None:
                     f"sub-{label} has no T1w in {study.config['input']['bids']}: add it, or name "
                     "the subject under exclude in the config"
                 )
-    _check_measures(study)
+    _check_measures(study, study.measures, "rsa.measures")
+    if lights["run"] and study.entry not in ("rdms", "stimuli"):
+        _check_measures(study, [lights["measure"]], "searchlight.measure")
     if study.entry == "derivatives" and study.config["regions"]["space"] != study.space:
         key = f"{study.config['regions']['space']}-T1w"
         for label, subject in study.subjects.items():
@@ -479,28 +481,32 @@ def _check_choices(study: Study) -> None:
                 )
 
 
-def _check_measures(study: Study) -> None:
-    """Refuse dissimilarities that need runs or an estimate of the noise where there is none."""
-    crossvalidated = [name for name in ("crossnobis", "poissoncv") if name in study.measures]
+def _check_measures(study: Study, measures: list[str], key: str) -> None:
+    """Refuse dissimilarities that need runs or an estimate of the noise where there is none.
+
+    ``key`` of the config is where they are from; the noise normalisation is in its section.
+    """
+    section = key.split(".")[0]
+    crossvalidated = [name for name in ("crossnobis", "poissoncv") if name in measures]
     if study.entry in ("bids", "derivatives") and crossvalidated:
         for label, subject in study.subjects.items():
             for task in subject.tasks():
                 if len(subject.of(task)) < 2:
                     raise InputError(
                         f"sub-{label} has one run of task {task}, and {crossvalidated[0]} needs "
-                        f"two: take {crossvalidated[0]} out of rsa.measures, or exclude the subject"
+                        f"two: take {crossvalidated[0]} out of {key}, or exclude the subject"
                     )
-    source = study.config["rsa"]["noise_normalisation"]["source"]
-    if source == "none" and "mahalanobis" in study.measures:
+    source = study.config[section]["noise_normalisation"]["source"]
+    if source == "none" and "mahalanobis" in measures:
         raise InputError(
-            "config: rsa.noise_normalisation.source is none, and mahalanobis is in units of the "
-            "noise: choose euclidean in rsa.measures, or another source"
+            f"config: {section}.noise_normalisation.source is none, and mahalanobis is in units of "
+            f"the noise: choose euclidean in {key}, or another source"
         )
-    whitened = {"mahalanobis", "crossnobis"} & set(study.measures)
+    whitened = {"mahalanobis", "crossnobis"} & set(measures)
     if study.entry == "betas" and source == "residuals" and whitened:
         raise InputError(
-            f"config: rsa.noise_normalisation.source is residuals, and betas come without them: "
-            f"for {sorted(whitened)[0]} set it to betas or none"
+            f"config: {section}.noise_normalisation.source is residuals, and betas come without "
+            f"them: for {sorted(whitened)[0]} set it to betas or none"
         )
 
 
