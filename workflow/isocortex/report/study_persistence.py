@@ -114,8 +114,9 @@ def _summary_table(dataset: xr.Dataset) -> Table:
             for key in ("n_bars", "total_persistence", "longest", "entropy"):
                 values = np.asarray(dataset[key].values[k, r], dtype=float)
                 values = values[np.isfinite(values)]
-                spread = f" ± {number(values.std(ddof=1), 3)}" if values.size > 1 else ""
-                cells.append(f"{number(values.mean(), 3)}{spread}" if values.size else "n/a")
+                digits = 1 if key == "n_bars" else 3
+                spread = f" ± {number(values.std(ddof=1), digits)}" if values.size > 1 else ""
+                cells.append(f"{number(values.mean(), digits)}{spread}" if values.size else "n/a")
             rows.append(cells)
     return Table(
         f"Persistence of components and loops ({dataset.attrs['measure']})",
@@ -185,8 +186,9 @@ def _identification_table(dataset: xr.Dataset) -> list[Table]:
                 ]
                 for k, name in enumerate(_dimensions(dataset))
             ],
-            "Share of a left-out subject's regions whose nearest other region over the other "
-            f"subjects is the right one; chance {percent(float(dataset.attrs['chance']))}, "
+            "Share of a left-out subject's regions that are nearest to the right one of the other "
+            "subjects' regions (centroids of their diagrams); "
+            f"chance {percent(float(dataset.attrs['chance']))}, "
             f"n = {_who(dataset)}.",
         )
     ]
