@@ -246,6 +246,17 @@ def test_few_subjects_and_stimuli_are_flagged_with_the_number_needed(tmp_path):
     assert np.isnan(found["p"].values[:, 3]).all()
 
 
+def test_rdms_without_a_score_are_counted(tmp_path):
+    """The noise of these RDMs makes them no squared distances: they have no Riemannian one."""
+    found, flags = _flags(tmp_path / "a", {"comparisons": ["riemann", "pearson"]}, subjects=3)
+    without = int(np.isnan(found["score"].sel(comparison="riemann")).all("predictor").sum())
+    assert without > 0
+    assert [flag for flag in flags if "no score, " in flag] == [
+        f"riemann: {without} of 6 RDMs have no score, the first that of subject 01 region early: "
+        "their kernels are not positive definite, as with fewer channels than stimuli"
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -268,7 +279,8 @@ def test_config_knows_every_comparison_and_transform():
     texts = """rank unit sigmoid sigmoid(10,0.5) sigmoid(0,1) sigmoid(3) sigmoid(nan,1) rgtm
         rgtm(0.2,0.8) rgtm(.8,.2) rgtm(0.2) rgtm(0.2;0.8) adjacency(0.5) adjacency(1.5)
         rgdm(0,0.8) rgdm(twostep,0,0.8) rgdm(k_nearest,5) rgdm(k_nearest,0) rgdm(k_nearest,2.5)
-        rgdm(p_nearest,0) rgdm(p_shortest,0.05) rgdm rank(1) foo foo(1) rgtm(0.2,0.8))"""
+        rgdm(p_nearest,0) rgdm(p_shortest,0.05) rgdm rank(1) foo foo(1) rgtm(0.2,0.8))
+        rgdm(twostep,p_shortest,0.1) rgdm(p_shortest,twostep,0.1)"""
 
     def refused(function, text):
         try:
