@@ -70,10 +70,51 @@ def prepare_images92(data: Path, folder: Path) -> None:
     (folder / "rdms.tsv").write_text("\n".join(rows) + "\n")
 
 
+PUBLISHED = {
+    "monkeyIT": ("monkeyIT",),
+    "categories": ("animacy", "FaceBodyManmadeNatobj"),
+    "earlyVisual": ("EVA",),
+    "computational": ("HMAX", "V1", "Silhouette", "RADON"),
+}
+"""Layers of the models that the published model RDMs are taken for."""
+
+
+def prepare_images92_models(data: Path, folder: Path) -> None:
+    """Write the human RDMs of each session and their mean, those of models, and both tables."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ids.txt").write_text("".join(f"object{index:02d}\n" for index in range(92)))
+    rows = ["subject\ttask\tregion\tfile\tstimuli"]
+    brain = loadmat(data / "images92" / "92_brainRDMs.mat")["RDMs"][0]
+    for number, sessions in enumerate(brain, start=1):
+        first, second = (np.asarray(cell["RDM"], dtype=float) for cell in sessions)
+        for task, square in (
+            ("session1", first),
+            ("session2", second),
+            ("mean", (first + second) / 2),
+        ):
+            file = f"sub-{number:02d}_{task}.npy"
+            np.save(folder / file, square)
+            rows.append(f"{number:02d}\t{task}\thIT\t{file}\tids.txt")
+    (folder / "rdms.tsv").write_text("\n".join(rows) + "\n")
+    rows = ["model\tlayer\tfile\tstimuli"]
+    cells = loadmat(data / "images92" / "92_modelRDMs.mat")["Models"][0]
+    published = {str(cell["name"][0]): np.asarray(cell["RDM"], dtype=float) for cell in cells}
+    for model, layers in PUBLISHED.items():
+        for layer in layers:
+            np.savetxt(folder / f"{layer}.csv", published[layer], delimiter=",")
+            rows.append(f"{model}\t{layer}\t{layer}.csv\tids.txt")
+    people = loadmat(data / "images92" / "92_behavRDMs.mat")["rdms_behav_92"][0]
+    judged = np.mean([np.asarray(cell["RDM"], dtype=float) for cell in people], axis=0)
+    np.save(folder / "behaviour.npy", judged)
+    rows.append("behaviour\t\tbehaviour.npy\tids.txt")
+    (folder / "models.tsv").write_text("\n".join(rows) + "\n")
+
+
 PREPARATIONS = {
     "studyforrest": prepare_studyforrest,
     "haxby": prepare_haxby,
     "images92": prepare_images92,
+    "images92_models": prepare_images92_models,
 }
 
 

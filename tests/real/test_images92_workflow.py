@@ -1,8 +1,10 @@
-"""Kriegeskorte et al. (2008): human IT RDMs and 92 images through the whole workflow."""
+"""Kriegeskorte et al. (2008) through the workflow: human IT RDMs, 92 images, given models."""
 
 import json
 
+import numpy as np
 import pytest
+from scipy.io import loadmat
 
 from isocortex import store
 from tests.real import studies
@@ -39,3 +41,48 @@ def test_reports_tell_the_finding_and_what_was_left_out(results):
     assert "made elsewhere" in findings["encoding"]["text"]
     for name in ("study", *(f"sub-{label}" for label in found["subjects"])):
         assert (results / "report" / f"{name}.html").stat().st_size > 50_000
+
+
+def test_human_it_against_monkey_it_and_published_models(data, tmp_path):
+    """Every RDM is given: two sessions of four people and their mean, nine models."""
+    studies.prepare("images92_models", data, tmp_path)
+    done = studies.run("images92_models", data, tmp_path, "rsa")
+    assert done.returncode == 0, done.stderr[-5000:]
+    folder = tmp_path / "results" / "images92models"
+    assert not (folder / "features").exists()
+    found = {
+        task: store.open(folder / f"rsa/task-{task}_measure-given_scores.zarr", "scores")
+        .load()
+        .sel(region="hIT")
+        for task in ("session1", "session2", "mean")
+    }
+    pairs = np.triu_indices(92, 1)
+    cells = loadmat(data / "images92" / "92_modelRDMs.mat")["Models"][0]
+    published = {str(cell["name"][0]): np.asarray(cell["RDM"])[pairs] for cell in cells}
+    brain = loadmat(data / "images92" / "92_brainRDMs.mat")["RDMs"][0]
+    for session in (0, 1):
+        scores = found[f"session{session + 1}"].sel(comparison="pearson")
+        for model, layers in studies.PUBLISHED.items():
+            for layer in layers:
+                wanted = [
+                    np.corrcoef(np.asarray(cell[session]["RDM"])[pairs], published[layer])[0, 1]
+                    for cell in brain
+                ]
+                row = scores["score"].sel(predictor=f"{model}/{layer}")
+                np.testing.assert_allclose(row.values, wanted, atol=1e-9)
+    for comparison in ("pearson", "spearman", "corr_cov"):
+        by_task = {task: scores.sel(comparison=comparison) for task, scores in found.items()}
+        scores = by_task["mean"]
+        assert scores.sizes["predictor"] == 9
+        assert scores["best_predictor"].item() == "categories/animacy"
+        mean = scores["mean"].to_series()
+        low, high = scores["ceiling_low"].item(), scores["ceiling_high"].item()
+        assert mean.max() < high < 1
+        # Two sessions hold less noise than one.
+        assert low > max(by_task[task]["ceiling_low"].item() for task in ("session1", "session2"))
+        low_level = mean[[name for name in mean.index if name.startswith("computational/")]]
+        assert mean["monkeyIT/monkeyIT"] > 1.5 * low_level.max()
+        assert mean["behaviour/behaviour"] > 1.5 * low_level.max()
+        p = scores["p_ceiling"].to_series()
+        assert p["monkeyIT/monkeyIT"] > 0.05 > p["computational/V1"]
+        assert scores["interval_low"].sel(predictor="monkeyIT/monkeyIT").item() > 0
