@@ -252,7 +252,7 @@ def test_rdms_without_a_score_are_counted(tmp_path):
     without = int(np.isnan(found["score"].sel(comparison="riemann")).all("predictor").sum())
     assert without > 0
     assert [flag for flag in flags if "no score, " in flag] == [
-        f"riemann: {without} of 6 RDMs have no score, the first that of subject 01 region early: "
+        f"riemann: {without} of 6 RDMs have no score, the first that of subject 00 region early: "
         "their kernels are not positive definite, as with fewer channels than stimuli"
     ]
 

@@ -13,9 +13,9 @@ import xarray as xr
 from isocortex import store
 from isocortex.errors import InputError
 from isocortex.multiple_tests import CORRECTIONS, correct_p
-from isocortex.rsa.compare import COMPARISONS
+from isocortex.rsa.compare import COMPARISONS, KERNELS
 from isocortex.rsa.crossvalidation import FEWEST_TO_FIT, FEWEST_TO_RESAMPLE
-from isocortex.rsa.models import KINDS, list_predictors
+from isocortex.rsa.models import KINDS, Predictors, list_predictors
 from isocortex.rsa.permutation import order_flags
 from isocortex.rsa.rdms import BrainRDMs, ModelRDMs, align_models, load_rdms
 from isocortex.rsa.score_tests import score_statistics, zero_is_chance
@@ -135,6 +135,7 @@ def compare_rdms(
                 threads=threads,
             )
         )
+        flags += _unscored_flags(brain, seen, predictors, parts[-1]["score"], label)
     for flag in dict.fromkeys(flags):
         logger.warning("%s", flag)
     stacked = {key: np.stack([part[key] for part in parts]) for key in parts[0]}
@@ -281,6 +282,29 @@ def _spread_flags(
         f"subject {brain.subjects[s]} region {brain.regions[r]}: pairs are missing, which "
         f"{comparison} needs"
         for s, r in np.argwhere(lost)
+    ]
+
+
+def _unscored_flags(
+    brain: BrainRDMs,
+    seen: np.ndarray,
+    predictors: Predictors,
+    score: np.ndarray,
+    comparison: str,
+) -> list[str]:
+    """Return how many of the brain's RDMs a comparison gives no score, where a layer has any."""
+    found = np.isfinite(score[[k for k, kind in enumerate(predictors.kinds) if kind == "fixed"]])
+    has_score = found.any(axis=0).T
+    without = np.isfinite(seen).any(axis=-1) & ~has_score
+    kernel = comparison.partition(":")[0] in KERNELS
+    if not without.any() or not (has_score.any() or (kernel and len(found))):
+        return []
+    s, r = np.argwhere(without)[0]
+    why = ": their kernels are not positive definite, as with fewer channels than stimuli"
+    where = f"subject {brain.subjects[s]} region {brain.regions[r]}{why if kernel else ''}"
+    return [
+        f"{comparison}: {int(without.sum())} of {int(brain.present.sum())} RDMs have no score, the "
+        f"first that of {where}"
     ]
 
 
