@@ -79,7 +79,14 @@ def test_a_study_of_given_betas_runs_to_its_report(tmp_path):
         (tmp_path / f"events{subject}.tsv").write_text("\n".join(table) + "\n")
         rows.append(f"sub-{subject}\tbetas{subject}.nii.gz\tevents{subject}.tsv")
     (tmp_path / "betas.tsv").write_text("\n".join(rows) + "\n")
-    config["input"] = {"betas": "betas.tsv"}
+    (tmp_path / "ids.txt").write_text("\n".join(names))
+    rows = ["model\tlayer\tfile\tstimuli"]
+    for region, vectors in zip("AB", code):
+        np.save(tmp_path / f"{region}.npy", pdist(vectors, "sqeuclidean"))
+        rows.append(f"code\t{region}\t{region}.npy\tids.txt")
+    (tmp_path / "models.tsv").write_text("\n".join(rows) + "\n")
+    # Models without features: nothing is encoded, and everything else compares with them.
+    config["input"] = {"betas": "betas.tsv", "model_rdms": "models.tsv"}
     config.pop("features")
     config["rsa"] = {
         "measures": ["correlation", "crossnobis"],
@@ -96,8 +103,13 @@ def test_a_study_of_given_betas_runs_to_its_report(tmp_path):
         path = results / f"trsa/task-all_measure-{measure}_identification.zarr"
         found = store.open(path, "identification").sel(statistic="rdm")
         assert float(found.accuracy) == 1.0
+        scores = store.open(results / f"rsa/task-all_measure-{measure}_scores.zarr", "scores")
+        best = scores["best_predictor"].sel(comparison="pearson")
+        assert best.values.tolist() == ["code/A", "code/B"]
+    assert not (results / "encoding").exists()
     html = (results / "report/study.html").read_text()
     assert "Started from" in html
+    assert "Given as RDMs (made elsewhere, without features): code." in html
     assert len(list((results / "report").glob("sub-*.html"))) == 3
 
 
