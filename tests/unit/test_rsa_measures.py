@@ -1,6 +1,7 @@
 """Dissimilarities and noise covariances against rsatoolbox, closed forms and simulated truth."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -638,3 +639,24 @@ def test_vectors_and_matrices_turn_into_each_other():
     assert n_stimuli(15) == 6
     with pytest.raises(ValueError, match="16 is not"):
         n_stimuli(16)
+
+
+def test_constant_and_missing_voxels_are_not_usable():
+    """Also beyond the first block, and where rounding gives equal values an SD."""
+    values = np.random.default_rng(0).standard_normal((24, 3000)).astype(np.float32)
+    values[:, [1, 2000]] = 3.3
+    values[5, [2, 2999]] = np.nan, np.inf
+    assert values[:, :2].std(axis=0)[1] > 0
+    given = values.copy()
+    usable = usable_voxels(values)
+    assert np.flatnonzero(~usable).tolist() == [1, 2, 2000, 2999]
+    np.testing.assert_array_equal(values, given)
+
+
+def test_memory_beside_residuals_does_not_grow_with_the_voxels():
+    values = np.random.default_rng(0).standard_normal((200, 20000)).astype(np.float32)
+    tracemalloc.start()
+    usable_voxels(values)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < values.nbytes / 4

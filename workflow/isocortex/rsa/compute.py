@@ -33,6 +33,7 @@ AVERAGES = ("stimulus", "condition")
 NOISE_SOURCES = ("residuals", "betas", "none")
 MODEL_MEASURES = ("correlation", "cosine", "euclidean")
 _MODEL_BLOCK = 1 << 16
+_VOXELS_A_BLOCK = 1 << 10
 
 
 def compute_rdms(
@@ -107,8 +108,7 @@ def compute_rdms(
     residual = opened["residual"][:, used].values if source == "residuals" else None
     usable = usable_voxels(beta)
     if residual is not None:
-        usable &= np.isfinite(residual).all(axis=0)
-        usable &= np.where(usable, residual, 0.0).std(axis=0) > 0
+        usable &= usable_voxels(residual)
     chosen = [np.flatnonzero(inside & usable) for inside in member[:, used]]
     for name, columns in zip(names, chosen):
         if len(columns) < min_voxels:
@@ -224,10 +224,17 @@ def row_labels(betas: xr.Dataset, average_by: str, *, where: str) -> list[str]:
     return labels
 
 
-def usable_voxels(beta: np.ndarray) -> np.ndarray:
-    """Return which columns of (n_trials, n_voxels) are finite and not constant."""
-    finite = np.isfinite(beta).all(axis=0)
-    return finite & (np.where(finite, beta, 0.0).std(axis=0) > 0)
+def usable_voxels(values: np.ndarray) -> np.ndarray:
+    """Return which columns of (n_samples, n_voxels) are finite and not constant."""
+    usable = np.empty(values.shape[1], dtype=bool)
+    # In blocks, because residuals are large and what is computed of them here is as large.
+    for start in range(0, len(usable), _VOXELS_A_BLOCK):
+        block = values[:, start : start + _VOXELS_A_BLOCK]
+        finite = np.isfinite(block).all(axis=0)
+        # Not the SD: rounding leaves one of equal values, too.
+        spread = np.ptp(np.where(finite, block, 0.0), axis=0)
+        usable[start : start + _VOXELS_A_BLOCK] = finite & (spread > 0)
+    return usable
 
 
 def condition_groups(betas: xr.Dataset, average_by: str) -> dict[str, list[str]]:

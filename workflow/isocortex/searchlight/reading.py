@@ -115,8 +115,7 @@ def read_patterns(
         residual = None
         if source == "residuals":
             residual = np.asarray(betas["residual"][:, start:stop].data)
-            good &= np.isfinite(residual).all(axis=0)
-            good &= np.where(good, residual, 0.0).std(axis=0) > 0
+            good &= usable_voxels(residual)
         block = block[:, good]
         if measure.startswith("poisson") and (block < 0).any():
             raise InputError(
@@ -134,7 +133,7 @@ def read_patterns(
             means = means.transpose(2, 1, 0).reshape(block.shape[1], -1)
         else:
             means = np.ascontiguousarray(mean_patterns(block, labels)[0].T)
-        varying = means.std(axis=1) > 0
+        varying = np.ptp(means, axis=1) > 0
         if residual is not None and by_voxel is None and settings["shrinkage"] == "diag":
             # Nothing else is kept of residuals, which are many times the size of the patterns.
             deviation = _noise_deviation(residual.T, freedom)
