@@ -160,6 +160,7 @@ def test_a_study_of_stimuli_alone_has_models_and_families(tmp_path):
     for change, text in (
         ({"features": {}}, "names no model"),
         ({"subjects": ["01"]}, "subjects is given"),
+        ({"input": given["input"] | {"model_rdms": "m.tsv"}}, "no brain to compare it with"),
         ({"trsa": {"layer_identification": {"families": families}}}, "did you mean 'net1'"),
     ):
         with pytest.raises(InputError, match=text):

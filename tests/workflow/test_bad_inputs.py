@@ -166,7 +166,7 @@ CASES = {
     "wrong type": (key("seed", "three"), 'seed is "three", but must be of type integer'),
     "study missing": (no_key("study"), "study is missing: name of the study"),
     "regions missing": (no_key("regions"), "regions is missing: name an atlas"),
-    "no entry": (key("input", {"stimuli": "x"}), "input needs one of"),
+    "no entry": (key("input", {"model_rdms": "x"}), "input needs one of"),
     "dataset missing": (key("input.bids", "nowhere"), "nowhere is not a folder"),
     "variable not set": (key("input.bids", "$NOT_SET_HERE/x"), "NOT_SET_HERE is not set"),
     "empty dataset": (key("input.bids", "bids/stimuli"), "holds no sub-* folder"),
