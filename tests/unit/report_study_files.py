@@ -588,6 +588,7 @@ def _write_surface(files, put, rows, truth, n):
         )
         parts.append(truth @ near)
     mean = np.concatenate(parts, axis=1).astype(np.float32)
+    mean[:, :9] = np.nan  # a medial wall
     n_vertices = parts[0].shape[1]
     coords = rows | {
         "hemisphere": ("vertex", np.repeat(np.array(["left", "right"], object), n_vertices)),
@@ -616,7 +617,7 @@ def _write_surface(files, put, rows, truth, n):
                 "mean": (("predictor", "vertex"), mean),
                 "t": (("predictor", "vertex"), mean * 10),
                 **_searchlight_tests(mean, "vertex", n < 5),
-                "n_subjects": ("vertex", np.full(2 * n_vertices, n, np.int32)),
+                "n_subjects": ("vertex", np.where(np.isfinite(mean[0]), n, 0).astype(np.int32)),
             },
             coords=coords,
             attrs=attrs,

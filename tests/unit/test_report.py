@@ -600,6 +600,12 @@ def test_group_map_is_the_mean_over_subjects(files):
     assert np.array_equal(best[shown], expected.argmax(axis=0)[shown])
 
 
+def test_centres_without_a_score_are_no_subjects(study_page):
+    text = study_page.section("searchlight")
+    assert "with 3 subjects" in text
+    assert "0 to 3" not in text
+
+
 def test_subjects_have_their_surface_searchlight(files, tmp_path):
     nothing = dict.fromkeys(
         ["figures", "confounds", "betas", "regions", "region_labels", "rdms", "searchlight"], ()

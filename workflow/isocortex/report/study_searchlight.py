@@ -62,6 +62,7 @@ def _group(
     n = np.asarray(dataset["n_subjects"].values)
     if not n.size or n.max() < 1:
         return [Note(f"Task {dataset.attrs['task']}: no centre has a score.")]
+    n = n[n > 0]  # centres without a score, as on the medial wall, are not drawn
     people = (
         count(int(n.max()), "subject") if n.min() == n.max() else f"{n.min()} to {n.max()} subjects"
     )
