@@ -763,11 +763,11 @@ def stimulus_paths():
 
 
 def analysis_config():
-    """Return the config without what the report gets otherwise: its subjects."""
+    """Return the config without subjects, which the report gets otherwise, and places."""
     return {
         key: CONFIG[key]
         for key in CONFIG
-        if key not in ("subjects", "exclude", "results")
+        if key not in ("subjects", "exclude", "results", "dask")
     }
 
 

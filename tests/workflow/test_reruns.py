@@ -6,11 +6,17 @@ from pathlib import Path
 import pytest
 
 PREPROCESS = {"preprocess_anat", "preprocess_bold", "describe_derivatives"}
-STUDY = {
-    "compare_rdms",
-    "combine_searchlights",
+TOPOLOGY = {
     "identify_regions",
     "compare_topology",
+    "measure_dependence",
+    "summarise_persistence",
+}
+STUDY = TOPOLOGY | {
+    "compare_rdms",
+    "partition_models",
+    "combine_searchlights",
+    "combine_surface_searchlights",
     "summarise_encoding",
     "report_study",
     "all",
@@ -22,6 +28,7 @@ SUBJECT = {
     "fit_glm",
     "compute_rdms",
     "map_searchlight",
+    "map_surface_searchlight",
     "fit_encoding",
     "report_subject",
 }
@@ -81,10 +88,7 @@ def test_touching_code_runs_nothing(demo, code_copy):
             | (STUDY - {"summarise_encoding"})
             | {"compute_model_rdms"},
         ),
-        (
-            "topology/statistics.py",
-            {"identify_regions", "compare_topology", "report_study", "all"},
-        ),
+        ("topology/identification.py", TOPOLOGY | {"report_study", "all"}),
         ("encoding/ridge.py", {"fit_encoding", "summarise_encoding"} | {"report_subject"}),
         ("glm/estimate.py", (SUBJECT - PREPROCESS - {"transform_regions"}) | STUDY),
         ("preprocess/motion.py", PREPROCESS | SUBJECT | STUDY),
@@ -121,7 +125,7 @@ def test_editing_a_script_runs_its_rule(demo, code_copy):
         ),
         (
             "trsa: {permutations: 500}",
-            {"identify_regions", "report_study", "all"},
+            (TOPOLOGY - {"compare_topology"}) | {"report_study", "all"},
         ),
         (
             "rsa: {bootstrap: {variance: debiased}}",
