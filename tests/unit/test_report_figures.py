@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from itertools import pairwise
 
 import nibabel as nib
@@ -18,9 +19,11 @@ from isocortex.report.brain import Backdrop, Grid, mosaic, project, slice_positi
 from isocortex.report.drawing import (
     file_uri,
     new_figure,
+    number_clip_paths,
     predictor_colours,
     read_thumbnails,
     report_style,
+    svg_uri,
 )
 from isocortex.report.matrices import (
     _outline,
@@ -291,3 +294,27 @@ def test_betti_curves_end_soon_after_their_last_change():
     curves[-1, 0, 0] = 1.0
     assert _last_change(threshold, curves) == 1.0
     assert _last_change(threshold, np.ones((11, 2, 3))) == 1.0
+
+
+def test_clip_paths_are_named_by_their_order():
+    """Two runs of a layout's solver differ in digits that are not printed, only hashed."""
+    run = (
+        '<g clip-path="url(#p{0})"/><g clip-path="url(#p{1})"/><clipPath id="p{0}"/><a id="patch"/>'
+    )
+    once = number_clip_paths(run.format("0123456789", "abcdef0123"))
+    assert once == number_clip_paths(run.format("abcdef9876", "00000fffff"))
+    assert once == (
+        '<g clip-path="url(#clip0)"/><g clip-path="url(#clip1)"/><clipPath id="clip0"/>'
+        '<a id="patch"/>'
+    )
+
+
+def test_drawn_clip_paths_keep_their_references():
+    figure = new_figure(4.0, 2.0)
+    for axes in figure.subplots(1, 2):
+        axes.plot([0, 1], [0, 1])
+    uri = svg_uri(figure)
+    svg = base64.b64decode(uri.split(",", 1)[1]).decode()
+    used = set(re.findall(r"url\(#(\w+)\)", svg))
+    assert used == {"clip0", "clip1"}
+    assert used == set(re.findall(r'<clipPath id="(\w+)"', svg))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,10 +106,24 @@ def data_uri(content: bytes, mime: str) -> str:
 
 
 def svg_uri(figure: Figure) -> str:
-    """Render a figure as an SVG data URI without a date."""
-    buffer = io.BytesIO()
+    """Render a figure as an SVG data URI without a date, the same bytes each time."""
+    buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return data_uri(buffer.getvalue(), MIME[".svg"])
+    return data_uri(number_clip_paths(buffer.getvalue()).encode(), MIME[".svg"])
+
+
+def number_clip_paths(svg: str) -> str:
+    """Return an SVG of Matplotlib whose clip paths are named in their order.
+
+    Matplotlib hashes all digits of where the axes stand, and the layout's solver gives the last
+    of them differently from run to run.
+    """
+    names: dict[str, str] = {}
+    return re.sub(
+        r'(url\(#|id=")(p[0-9a-f]{10})\b',
+        lambda found: found[1] + names.setdefault(found[2], f"clip{len(names)}"),
+        svg,
+    )
 
 
 def raster_uri(figure: Figure, *, dpi: int = 140) -> str:
