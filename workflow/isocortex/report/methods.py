@@ -337,7 +337,7 @@ def _layers(dataset: xr.Dataset, cite: Any) -> list[str]:
     return [
         _told(dataset),
         _estimator(dataset, cite),
-        f"The network is {dataset.attrs['network']}, trained from {dataset.sizes['seed']} seeds.",
+        f"The network is {dataset.attrs['network']}, with {dataset.sizes['seed']} seeds.",
     ]
 
 
