@@ -146,8 +146,8 @@ def _webp(image: Image.Image) -> bytes:
     """Encode as WebP: without loss where that is not much larger than with hardly visible loss."""
     pixels = image.convert("RGB")
     exact, close = io.BytesIO(), io.BytesIO()
-    pixels.save(exact, "webp", lossless=True, quality=50, method=3)
-    pixels.save(close, "webp", quality=85, method=4)
+    pixels.save(exact, "webp", lossless=True, quality=20, method=1)
+    pixels.save(close, "webp", quality=85, method=2)
     smaller = len(close.getvalue()) < 0.75 * len(exact.getvalue())
     return (close if smaller else exact).getvalue()
 
