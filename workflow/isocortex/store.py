@@ -188,6 +188,16 @@ SPECS: dict[str, Spec] = {
         arrays={
             "activation": Array(("stimulus", ...), "f4", "response of the layer's units"),
             "stimulus": Array(("stimulus",), "str", "stimulus id"),
+            "source": Array(
+                ("stimulus",), "str", "stimulus file that the sample is from", required=False
+            ),
+            "time": Array(
+                ("stimulus",),
+                "f8",
+                "start of the sample's window from the stimulus' start, s",
+                required=False,
+            ),
+            "duration": Array(("stimulus",), "f8", "length of the window, s", required=False),
         },
         attrs=("model", "layer", "weights", "preprocessing"),
     ),

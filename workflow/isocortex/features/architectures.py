@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import importlib.util
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -14,9 +14,6 @@ import torch
 from torch import nn
 
 from isocortex.errors import InputError
-from isocortex.features.allconv import AllConvolutional
-from isocortex.features.filters import GaborEnergy, Pixels
-from isocortex.features.resnet20 import ResNet20
 
 logger = logging.getLogger(__name__)
 
@@ -34,22 +31,38 @@ class Architecture:
     module
         The network.
     image_size
-        Side of its input, pixels.
+        Side of its input, pixels; 0 of a model that takes no images.
     mean, std
         The normalisation of red, green and blue that it was made for.
     layers
         Names of the submodules that are read when the config names none.
     fit, resampling
         How images are brought to that size, see `load_images`.
+    takes
+        What one sample is: `image`, a `movie`'s clip, or a `text`, see `samples_of`.
+    frame_rate
+        Frames a second that it was made for, where it takes movies; of an image model, how many
+        frames of a movie it is shown.
+    tokenize
+        Texts to the module's named inputs, for models that take text.
+    call
+        Runs the module on what was loaded (texts: tokenized); None: the module itself.
+    origin
+        A digest of what the weights' digest does not hold: a tokenizer, a user's code.
     """
 
     module: nn.Module
-    image_size: int
+    image_size: int = 0
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     layers: tuple[str, ...] = ()
     fit: str = "crop"
     resampling: str = "bicubic"
+    takes: str = "image"
+    frame_rate: float = 1.0
+    tokenize: Callable[[Sequence[str]], Mapping[str, torch.Tensor]] | None = None
+    call: Callable[[Any], Any] | None = None
+    origin: str = ""
 
 
 def import_torchvision() -> ModuleType:
@@ -134,35 +147,16 @@ def _hub_error(name: str, architecture: str, error: Exception) -> InputError:
 
 
 def _builtin(name: str, architecture: str, hub: bool, seed: int, size: int | None) -> Architecture:
-    makers = ("pixels", "gabor", "convnet", "resnet20-cifar", "all-cnn-c")
-    if architecture not in makers:
-        raise _unknown(name, architecture, "builtin", makers)
+    from isocortex.features.builtins import BUILTINS, Request  # which imports this module
+
+    if architecture not in BUILTINS:
+        raise _unknown(name, architecture, "builtin", list(BUILTINS))
     if hub:
         raise InputError(
             f"builtin {architecture} has no weights on a hub in features.models.{name}.weights: "
             "write 'none' or the path of a checkpoint"
         )
-    if architecture == "pixels":
-        return Architecture(Pixels(), size or 32, layers=("rgb",))
-    if architecture == "gabor":
-        return Architecture(GaborEnergy(size=size or 128), size or 128, layers=("energy",))
-    if architecture == "resnet20-cifar":
-        layers = tuple(f"layer{stage}.{block}" for stage in (1, 2, 3) for block in (0, 1, 2))
-        return Architecture(
-            ResNet20(), size or 32, IMAGENET_MEAN, IMAGENET_STD, (*layers, "avgpool")
-        )
-    if architecture == "all-cnn-c":
-        module = AllConvolutional()
-        layers = tuple(name for name, _ in module.named_children())
-        return Architecture(module, size or 32, IMAGENET_MEAN, IMAGENET_STD, layers)
-    from isocortex.features.convnet import convnet
-
-    if size not in (None, 64):
-        raise InputError(
-            f"image_size {size} in features.models.{name}: convnet takes 64 pixels, leave it out"
-        )
-    layers = tuple(f"layer{number}" for number in range(1, 7))
-    return Architecture(convnet(seed=seed), 64, layers=layers, fit="stretch", resampling="bilinear")
+    return BUILTINS[architecture](Request(name, seed=seed, size=size))
 
 
 def _torchvision(
