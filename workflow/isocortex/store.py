@@ -181,6 +181,38 @@ SPECS: dict[str, Spec] = {
         },
         attrs=("affine", "shape", "space", "TR", "estimator", "subject", "task"),
     ),
+    "timeseries": Spec(
+        doc="Cleaned time series of one subject and task, and what was shown when",
+        block="voxel",
+        arrays={
+            "signal": Array(
+                ("volume", "voxel"), "f4", "percent signal change, drift and confounds taken out"
+            ),
+            "noise_ceiling": Array(
+                ("voxel",),
+                "f4",
+                "explainable share of the variance of a volume, 0 to 1, from repeated stimuli",
+                required=False,
+            ),
+            "tsnr": Array(
+                ("voxel",),
+                "f4",
+                "mean over SD of the time series without drift, mean over runs",
+                required=False,
+            ),
+            "run": Array(("volume",), "str", "run, unique over sessions"),
+            "session": Array(("volume",), "str", "session, empty where there are none"),
+            "time": Array(
+                ("volume",), "f8", "middle of the volume's acquisition from the run's start, s"
+            ),
+            "event_run": Array(("event",), "str", "run in which a stimulus was shown"),
+            "event_onset": Array(("event",), "f8", "onset from the start of the run, s"),
+            "event_duration": Array(("event",), "f8", "duration, s"),
+            "event_stimulus": Array(("event",), "str", "stimulus id"),
+            **_GEOMETRY,
+        },
+        attrs=("affine", "shape", "space", "TR", "subject", "task"),
+    ),
     "features": Spec(
         doc="Responses of a model's layers to the stimuli, one group a layer",
         groups=True,
@@ -801,6 +833,11 @@ def open(path: str | Path, spec: str, *, group: str | None = None) -> xr.Dataset
                 else dataset.assign({key: fresh})
             )
     return dataset
+
+
+def spec_of(path: str | Path) -> str:
+    """Return the name of a store's spec."""
+    return str(_root_attrs(Path(path)).get("spec"))
 
 
 def groups(path: str | Path) -> list[str]:
