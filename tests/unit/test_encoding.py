@@ -381,10 +381,13 @@ def write_betas(path, responses, stimuli, runs, *, subject="01", ncsnr=None, spa
     return path
 
 
+DIMS = {2: ("unit",), 3: ("token", "unit"), 4: ("channel", "row", "column")}
+
+
 def write_features(path, layers, names, *, model="net"):
     groups = {
         layer: xr.Dataset(
-            {"activation": (("stimulus", "unit"), values.astype(np.float32))},
+            {"activation": (("stimulus", *DIMS[values.ndim]), values.astype(np.float32))},
             coords={"stimulus": np.array(names, dtype=object)},
             attrs={"model": model, "layer": layer, "weights": "", "preprocessing": ""},
         )
@@ -477,7 +480,7 @@ def test_betas_that_are_read_in_blocks_give_the_same(tmp_path, planted, monkeypa
     betas, layers, names, *_ = planted
     features = write_features(tmp_path / "f.zarr", layers, names)
     whole = fit(tmp_path, betas, features, name="whole", voxel_batch=7)
-    monkeypatch.setattr(encoding.fit, "RESIDENT_BYTES", 1)
+    monkeypatch.setattr(encoding.design, "RESIDENT_BYTES", 1)
     parts = fit(tmp_path, betas, features, name="parts", voxel_batch=7)
     np.testing.assert_array_equal(whole["score"].values, parts["score"].values)
 

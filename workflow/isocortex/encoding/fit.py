@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from tqdm import tqdm
 
 from isocortex import provenance, store
 from isocortex.device import deterministic, select_device
-from isocortex.encoding.folds import CrossValidation, Fold, cross_validation_folds
+from isocortex.encoding.design import centre, design_of, open_responses
+from isocortex.encoding.folds import CrossValidation, Fold
 from isocortex.encoding.maps import legend, write_map
 from isocortex.encoding.ridge import (
     InnerRidge,
@@ -23,17 +25,16 @@ from isocortex.encoding.ridge import (
     gram,
     held_out_loss,
     inner_ridge,
-    pearson,
     predict,
     ridge_from_features,
     ridge_from_gram,
     standardisation,
 )
+from isocortex.encoding.scores import high_enough, normalise, pearson
 from isocortex.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-RESIDENT_BYTES = 1 << 30  # betas up to this size are read once and kept
 PLAN_BYTES = 512 << 20  # decompositions that are kept while the voxels pass by
 
 
@@ -236,9 +237,6 @@ def cross_validated_scores(
     total = np.zeros((len(layers), n_voxels))
     count = np.zeros((len(layers), n_voxels))
     log_alpha = np.zeros((len(layers), n_voxels))
-    group = torch.from_numpy(cv.group)
-    of_group = torch.nn.functional.one_hot(group).to(torch.float64)
-    of_group = of_group / of_group.sum(0)
 
     def run(plans: list[Plan]) -> None:
         plans = sorted(plans, key=lambda plan: plan.fold)
@@ -248,13 +246,11 @@ def cross_validated_scores(
             range(0, n_voxels, voxel_batch), desc="encoding", unit="block", disable=None
         ):
             last = min(first + voxel_batch, n_voxels)
-            values = torch.from_numpy(np.asarray(read_block(first, last))).double()
-            values = values - (of_group.T @ values)[group]
-            usable = torch.isfinite(values).all(0)
-            block = torch.where(usable, values, 0.0).to(device, dtype).contiguous()
+            values, usable = centre(read_block(first, last), cv)
+            block = torch.from_numpy(values).to(device, dtype).contiguous()
             for layer, r, choice in _score_block(block, cv, plans, on_device):
                 r = r.double().cpu().numpy()
-                scored = np.isfinite(r) & usable.numpy()
+                scored = np.isfinite(r) & usable
                 total[layer, first:last][scored] += r[scored]
                 count[layer, first:last] += scored
                 log_alpha[layer, first:last] += np.where(scored, logs[choice.cpu().numpy()], 0)
@@ -293,25 +289,6 @@ def _penalties(alphas: Sequence[float] | Mapping[str, Any]) -> list[float]:
     if not values or values[0] <= 0:
         raise InputError("encoding.alphas needs at least one penalty, all above 0: correct them")
     return values
-
-
-def _layer_loader(path: Path, layer: str, stimuli: Sequence[str], where: str):
-    """A function that loads one layer's features, joined by stimulus id."""
-    dataset = store.open(path, "features", group=layer)
-    row = {stimulus: index for index, stimulus in enumerate(dataset["stimulus"].values)}
-    missing = [stimulus for stimulus in stimuli if stimulus not in row]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputError(
-            f"stimulus {missing[0]!r}{more} of {where} has no features in {path}: put its image "
-            "into the stimulus folder under that name"
-        )
-    rows = [row[stimulus] for stimulus in stimuli]
-
-    def load() -> np.ndarray:
-        return dataset["activation"].values.reshape(len(row), -1)[rows]
-
-    return load, dataset.attrs
 
 
 def fit_encoding(
@@ -377,63 +354,38 @@ def fit_encoding(
     """
     where = select_device(device, key="encoding.device")
     penalties = _penalties(alphas)
-    data = store.open(betas, "betas")
-    subject, task = str(data.attrs["subject"]), str(data.attrs["task"])
-    name = f"subject {subject}, task {task}"
-    shown = np.array([str(value) for value in data["stimulus"].values], dtype=object)
-    used = np.flatnonzero(~np.isin(shown.astype(str), ["", "n/a"]))
-    if not len(used):
-        raise InputError(f"no trial of {name} has a stimulus in {betas}: check events.tsv")
-    runs = data[cross_validation.get("over", "run")].values[used].astype(str)
-    cv = cross_validation_folds(
-        shown[used].astype(str),
-        runs,
-        seed=seed,
-        where=name,
-        **{key: value for key, value in cross_validation.items() if key != "over"},
-    )
-    layers = store.groups(features)
-    loaders, attrs = zip(
-        *(_layer_loader(Path(features), layer, cv.stimuli, name) for layer in layers), strict=True
-    )
-    model = str(attrs[0]["model"])
-    responses = data["beta"]
-    n_voxels = responses.sizes["voxel"]
-    resident = responses.values if responses.nbytes <= RESIDENT_BYTES else None
-
-    def read_block(first: int, last: int) -> np.ndarray:
-        if resident is not None:
-            return resident[:, first:last][used]
-        return responses.isel(voxel=slice(first, last)).values[used]
+    responses = open_responses(betas)
+    design = design_of(responses, features, cross_validation=cross_validation, seed=seed)
+    name, cv, n_voxels = responses.name, design.cv, responses.n_voxels
+    layers = design.layers
+    loaders = [functools.partial(design.load, layer) for layer in layers]
 
     with deterministic(threads):
         score, alpha = cross_validated_scores(
-            loaders, read_block, n_voxels, cv, penalties, voxel_batch=voxel_batch, device=where
+            loaders, responses.read, n_voxels, cv, penalties, voxel_batch=voxel_batch, device=where
         )
 
-    ncsnr = data["ncsnr"].values.astype(float)
-    variance = ncsnr**2 / (ncsnr**2 + 1)
-    ceiling = np.sqrt(variance)
-    enough = np.nan_to_num(variance) >= max(min_ceiling, np.finfo(float).tiny)
-    normalised = np.where(enough, score / np.where(enough, ceiling, 1), np.nan)
+    ceiling = responses.ceiling
+    enough = high_enough(ceiling, min_ceiling)
+    normalised = normalise(score, ceiling, min_ceiling=min_ceiling)
     scored = np.isfinite(score).any(0)
     best = np.where(scored, np.nan_to_num(score, nan=-np.inf).argmax(0), -1).astype(np.int16)
     above = int((normalised > 1).sum())
     result_attrs = {
-        "affine": data.attrs["affine"],
-        "shape": data.attrs["shape"],
-        "space": data.attrs["space"],
-        "subject": subject,
-        "task": task,
-        "model": model,
+        "affine": responses.attrs["affine"],
+        "shape": responses.attrs["shape"],
+        "space": responses.attrs["space"],
+        "subject": responses.subject,
+        "task": responses.task,
+        "model": design.model,
         "folds": cv.text,
         "seed": seed,
         "device": where.type,
         "alphas": penalties,
         "min_ceiling": min_ceiling,
         "score_average": "plain mean over folds of Pearson r over a fold's test trials",
-        "n_trials": len(used),
-        "n_trials_without_stimulus": len(shown) - len(used),
+        "n_trials": len(responses.used),
+        "n_trials_without_stimulus": responses.n_samples - len(responses.used),
         "n_stimuli": len(cv.stimuli),
         "n_voxels_without_score": int((~scored).sum()),
         "n_voxels_ceiling_too_low": int((~enough).sum()),
@@ -443,7 +395,7 @@ def fit_encoding(
         else "",
     }
     if above:
-        logger.warning("%s, model %s: %s", name, model, result_attrs["warning"])
+        logger.warning("%s, model %s: %s", name, design.model, result_attrs["warning"])
     result = xr.Dataset(
         {
             "score": (("layer", "voxel"), score.astype(np.float32)),
@@ -454,12 +406,12 @@ def fit_encoding(
         },
         coords={
             "layer": np.array(layers, dtype=object),
-            **{axis: ("voxel", data[axis].values) for axis in "ijk"},
+            **{axis: ("voxel", responses.coords[axis]) for axis in "ijk"},
         },
         attrs=result_attrs,
     )
     _write_maps(Path(maps), result)
-    logger.info("%s, model %s: %s; %d voxels", name, model, cv.text, n_voxels)
+    logger.info("%s, model %s: %s; %d voxels", name, design.model, cv.text, n_voxels)
     return store.write(result, out, spec="encoding", sources=[betas, features], code=code)
 
 

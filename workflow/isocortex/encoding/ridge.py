@@ -10,6 +10,21 @@ from dataclasses import dataclass
 
 import torch
 
+from isocortex.encoding.scores import pearson
+
+__all__ = [
+    "InnerRidge",
+    "Ridge",
+    "gram",
+    "held_out_loss",
+    "inner_ridge",
+    "pearson",
+    "predict",
+    "ridge_from_features",
+    "ridge_from_gram",
+    "standardisation",
+]
+
 FEATURE_BLOCK = 16384
 
 
@@ -219,19 +234,3 @@ def predict(
     """
     damping = 1 / (ridge.eigenvalues[:, None] + alphas[None, :])
     return ridge.projection @ ((ridge.rotation @ train).mul_(damping.index_select(1, choice)))
-
-
-def pearson(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Pearson correlation down the rows, shape (targets,).
-
-    A constant prediction scores 0 (it explains nothing); a constant target has no score (NaN).
-    """
-    eps = torch.finfo(target.dtype).eps
-    p = prediction - prediction.mean(0)
-    t = target - target.mean(0)
-    pp, tt = p.square().sum(0), t.square().sum(0)
-    flat = pp <= prediction.square().sum(0) * (10 * eps) ** 2
-    r = (p * t).sum(0) / (pp.sqrt() * tt.sqrt())
-    r = torch.where(flat, torch.zeros_like(r), r.clamp(-1, 1))
-    missing = tt <= target.square().sum(0) * (10 * eps) ** 2
-    return torch.where(missing, torch.full_like(r, torch.nan), r)
