@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import difflib
 import gzip
+import itertools
 import json
 import math
 import os
@@ -22,6 +23,8 @@ from typing import Any
 from isocortex.errors import InputError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+MOVIES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
+FRAME_ARRAYS = (".npy", ".npz")
 RDM_FILES = (".npy", ".mat", ".csv", ".tsv", ".txt", ".h5", ".hdf5")
 STIMULUS_COLUMNS = ("stim_file", "stimulus", "image", "trial_type")
 """Where an events table's stimulus ids are looked for, in this order."""
@@ -778,13 +781,40 @@ def stimuli_beside(path: str | Path) -> Path:
     return path.with_name(f"{path.stem}_stimuli.txt")
 
 
+def stimulus_kind(path: str | Path) -> str:
+    """Return what a stimulus file is: ``image``, ``movie``, ``caption`` or ``words``.
+
+    Empty for a file that is no stimulus: of another kind, a text that describes the folder
+    (README, LICENSE, CHANGES), or a table without a column ``word``.
+    """
+    path = Path(path)
+    kind = path.suffix.lower()
+    if kind in IMAGES:
+        return "image"
+    if kind in (*MOVIES, *FRAME_ARRAYS):
+        return "movie"
+    if kind == ".txt":
+        return "" if path.stem.upper() in ("README", "LICENSE", "CHANGES") else "caption"
+    if kind == ".tsv":
+        try:
+            with path.open(encoding="utf-8-sig") as stream:
+                header = stream.readline()
+        except (OSError, UnicodeDecodeError):
+            return ""
+        return "words" if "word" in header.rstrip("\r\n").split("\t") else ""
+    return ""
+
+
 def find_stimuli(folder: str | Path) -> dict[str, Path]:
-    """Return the image files below a folder by id: their path from it, as in ``stim_file``.
+    """Return the stimulus files below a folder by id: their path from it, as in ``stim_file``.
+
+    Images, movies, arrays of frames, texts and tables of words, see `stimulus_kind`; hidden
+    files are passed over.
 
     Raises
     ------
     InputError
-        Where the folder is missing or holds no image.
+        Where the folder is missing or holds no stimulus.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -792,11 +822,74 @@ def find_stimuli(folder: str | Path) -> dict[str, Path]:
     found = {
         file.relative_to(folder).as_posix(): file
         for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in IMAGES
+        if not file.name.startswith(".") and stimulus_kind(file) and file.is_file()
     }
     if not found:
-        raise InputError(f"{folder} holds no image: correct input.stimuli in the config")
+        raise InputError(
+            f"{folder} holds no image, movie or text: correct input.stimuli in the config"
+        )
     return found
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word: when it began, and how long it lasted or, untold, until the next one, s."""
+
+    onset: float
+    word: str
+    duration: float
+
+
+def read_words(path: str | Path) -> list[Word]:
+    """Return the words of a table with columns ``onset``, ``word`` and optionally ``duration``.
+
+    A duration that is not told (no column, or ``n/a``) lasts until the next onset; the last
+    word's is then the median of the others, or 0 where it is alone.
+
+    Raises
+    ------
+    InputError
+        Where there is no word, a column is missing, an onset is none, negative, not after the
+        one before, or a duration is negative.
+    """
+    rows = read_table(path)
+    if not rows:
+        raise InputError(f"{path} holds no words: add them, or remove the file")
+    for column in ("onset", "word"):
+        if column not in rows[0]:
+            raise InputError(f"{path} has no column {column!r}: add it (onset in s, word)")
+    onsets = [_seconds(path, n, "onset", row["onset"]) for n, row in enumerate(rows, start=2)]
+    for number, (before, onset) in enumerate(itertools.pairwise(onsets), start=3):
+        if onset <= before:
+            raise InputError(
+                f"{path}, line {number}: onset {onset:g} s is not after the one before "
+                f"({before:g} s): sort the words, one an onset"
+            )
+    gaps = [after - onset for onset, after in itertools.pairwise(onsets)]
+    last = sorted(gaps)[len(gaps) // 2] if gaps else 0.0
+    words = []
+    for number, (row, onset, gap) in enumerate(zip(rows, onsets, [*gaps, last]), start=2):
+        text = row["word"].strip()
+        if not text:
+            raise InputError(f"{path}, line {number}: the word is empty: fill it in")
+        told = row.get("duration", "n/a").strip()
+        duration = gap if told in ("n/a", "") else _seconds(path, number, "duration", told)
+        words.append(Word(onset, text, duration))
+    return words
+
+
+def _seconds(path: str | Path, number: int, column: str, text: str) -> float:
+    """Return a time of a table that must not be negative."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value < 0:
+        raise InputError(
+            f"{path}, line {number}: {column} {text!r} is no number of seconds from 0 on: "
+            "correct it"
+        )
+    return value
 
 
 def read_labels(path: str | Path) -> dict[int, str]:

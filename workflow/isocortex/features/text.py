@@ -1,0 +1,58 @@
+"""Texts for language models: captions, and words in their context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from isocortex.bids import Word
+from isocortex.errors import InputError
+
+
+class Text(NamedTuple):
+    """One text for a language model.
+
+    `start` is the character from which on it counts: 0 for captions, that is all of it; for a
+    word in its context, where the word starts. A sample's activation is that of the tokens from
+    there on.
+    """
+
+    text: str
+    start: int = 0
+
+
+def read_caption(path: Path) -> Text:
+    """Read one text, without white space around it.
+
+    Raises
+    ------
+    InputError
+        Where the file is missing, empty or not UTF-8.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as text ({error}): save it as UTF-8") from error
+    if not text:
+        raise InputError(f"{path} is empty: write one text into it, or remove it")
+    return Text(text)
+
+
+def word_texts(words: Sequence[Word], context: int) -> list[Text]:
+    """Give each word the text that a model reads: up to `context` words before it, and itself.
+
+    Parameters
+    ----------
+    words
+        In the order in which they were heard or read.
+    context
+        Number of words before it; 0: the word alone.
+    """
+    texts = []
+    for index, word in enumerate(words):
+        before = " ".join(w.word for w in words[max(0, index - context) : index])
+        # Tokenizers of the GPT family take the space before a word as part of its token, so
+        # that the word counts from the space on.
+        texts.append(Text(f"{before} {word.word}" if before else word.word, len(before)))
+    return texts
