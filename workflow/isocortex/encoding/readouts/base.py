@@ -152,6 +152,13 @@ class Readout(nn.Module):
         """
         return {}
 
+    def averages(self, maps: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Further arrays for the store that depend on the stimulus, each (n, voxels).
+
+        The store gets their mean over the rows that are predicted.
+        """
+        return {}
+
     def attention(self, maps: Mapping[str, Tensor]) -> Tensor | None:
         """Attention over the image, shape (n, query, row, column), where the kind has any.
 

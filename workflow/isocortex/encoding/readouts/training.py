@@ -426,16 +426,20 @@ class _Batch:
         self.readout.eval()
         prediction = torch.empty(len(rows), self.targets.shape[1], dtype=torch.float64)
         attention, done = None, 0
+        sums: dict[str, Tensor] = {}
         for part, batch in self.maps.batches(rows, self.batch_size):
             prediction[done : done + len(part)] = self._forward(batch).double().cpu()
             seen = self.readout.attention(batch)
             if seen is not None:
                 summed = seen.double().sum(0).cpu()
                 attention = summed if attention is None else attention + summed
+            for key, values in self.readout.averages(batch).items():
+                sums[key] = sums.get(key, 0) + values.double().sum(0).cpu()
             done += len(part)
         prediction = prediction * self.scale + self.centre
         prediction[:, ~self.usable] = torch.nan
         results = {key: np.array(value) for key, value in self.readout.results().items()}
+        results |= {key: (values / max(len(rows), 1)).numpy() for key, values in sums.items()}
         if "layer_weight" not in results:
             results["layer_weight"] = self._layer_weight()
         for values in results.values():
