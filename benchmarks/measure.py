@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import torch
 from threadpoolctl import threadpool_limits
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -32,6 +33,8 @@ def side_by_side(
     ours_units: int = 1,
     peer_units: int = 1,
     one_thread: bool = False,
+    flop: float | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Run two implementations in turn and return the figure without its name.
 
@@ -54,6 +57,13 @@ def side_by_side(
         How many things of a kind each run makes; seconds are for one.
     one_thread
         Give linear algebra one thread in both, as where a stage works on a block a core.
+    flop
+        Nominal floating-point operations of one run of ours, as the plain algorithm would need
+        them (the note gives the formula). The figure then has the share `matmul_share` of the
+        rate that torch's own float32 matrix product reaches in the same run; it is over 1 where
+        fewer operations than the nominal ones are done.
+    device
+        Where that product runs, and whose memory is meant by `peak_mib`: "cpu" or "cuda".
 
     Raises
     ------
@@ -61,14 +71,17 @@ def side_by_side(
         Where answers differ by more than the tolerance, or one is not finite.
     """
     with threadpool_limits(limits=1 if one_thread else None):
-        answer, peak = _peak_mib(ours)
+        answer, peak = _peak_mib(ours, device)
         start = time.perf_counter()
+        rates: list[float] = []
         seconds: dict[str, list[float]] = {"ours": [], "peer": []}
         while not seconds["ours"] or (
             len(seconds["ours"]) < _REPEATS and time.perf_counter() - start < _SECONDS
         ):
-            seconds["ours"].append(_timed(ours)[0])
-            elapsed, theirs = _timed(peer)
+            if flop:
+                rates.append(matmul_rate(device))
+            seconds["ours"].append(_timed(ours, device)[0])
+            elapsed, theirs = _timed(peer, device)
             seconds["peer"].append(elapsed)
             if len(seconds["ours"]) == 1:
                 gap = float(difference(answer, theirs))
@@ -87,6 +100,7 @@ def side_by_side(
         "ratio": float(f"{peer_s / ours_s:.4g}"),
         "max_abs_diff": float(f"{gap:.3g}"),
         "peak_mib": round(peak, 1),
+        **(_share(flop / ours_units / ours_s, float(np.median(rates))) if flop else {}),
         "note": f"{text}; median of {repeats}, {'one thread' if one_thread else f'{CORES} cores'}",
     }
 
@@ -101,14 +115,39 @@ def largest_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(ours - theirs).max())
 
 
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
+def matmul_rate(device: str = "cpu", *, size: int = 2048) -> float:
+    """Floating-point operations a second of torch's float32 matrix product, the best of 3."""
+    factors = torch.ones((2, size, size), device=device)
+    torch.mm(factors[0], factors[1])  # starts threads, loads kernels
+    best = min(_timed(lambda: torch.mm(factors[0], factors[1]), device)[0] for _ in range(3))
+    return 2 * size**3 / best
+
+
+def _share(rate: float, product: float) -> dict[str, float]:
+    return {
+        "matmul_share": float(f"{rate / product:.3g}"),
+        "matmul_tflop_s": float(f"{product / 1e12:.3g}"),
+    }
+
+
+def _timed(work: Callable[[], Any], device: str = "cpu") -> tuple[float, Any]:
     start = time.perf_counter()
     answer = work()
+    if device != "cpu":
+        torch.cuda.synchronize()  # work on a GPU goes on after the call
     return time.perf_counter() - start, answer
 
 
-def _peak_mib(work: Callable[[], Any]) -> tuple[Any, float]:
-    """Return the answer and by how much the process grew at most, sampled every 2 ms."""
+def _peak_mib(work: Callable[[], Any], device: str = "cpu") -> tuple[Any, float]:
+    """Return the answer and by how much the process grew at most, sampled every 2 ms.
+
+    On a GPU it is the growth of the memory allocated there.
+    """
+    if device != "cpu":
+        allocated = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        answer = work()
+        return answer, (torch.cuda.max_memory_allocated() - allocated) / 2**20
     process = psutil.Process()
     before = process.memory_info().rss
     most = before

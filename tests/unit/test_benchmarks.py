@@ -77,6 +77,13 @@ def test_answers_that_differ_are_no_figure(theirs, monkeypatch, capsys):
     assert captured.err.startswith("benchmarks: lsa: ")
 
 
+def test_share_of_the_matrix_products_rate():
+    found = _pair([1.0], [1.0], flop=1e6)
+    assert list(found) == [*KEYS[1:-1], "matmul_share", "matmul_tflop_s", "note"]
+    rate = found["matmul_tflop_s"] * 1e12
+    assert found["matmul_share"] == pytest.approx(1e6 / found["ours_s"] / rate, rel=2e-2)
+
+
 def test_seconds_are_for_one_of_the_units():
     found = _pair([1.0], [1.0], ours_units=1000, peer_units=1)
     assert found["ours_s"] < found["peer_s"]
