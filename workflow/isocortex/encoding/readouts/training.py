@@ -103,6 +103,24 @@ def _standardisation(values: Tensor, rows: np.ndarray) -> tuple[Tensor, Tensor]:
     return centre.float().view(shape), scale.float().view(shape)
 
 
+def save_state(state: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint, so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as stream:
+        torch.save(dict(state), stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def load_state(path: Path) -> dict[str, Any] | None:
+    """Read a checkpoint, tensors on the CPU; None where there is none."""
+    if not path.is_file():
+        return None
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
 @dataclass(frozen=True)
 class Trained:
     """What training gives.
@@ -382,8 +400,6 @@ class _Batch:
                 self.best[key] = value.clone()
 
     def _save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
         on_gpu = self.maps.device.type == "cuda"
         state = {
             "readout": self.readout.state_dict(),
@@ -396,16 +412,12 @@ class _Batch:
             "waited": self.waited,
             "losses": self.losses,
         }
-        with temporary.open("wb") as stream:
-            torch.save(state, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+        save_state(state, path)
 
     def _resume(self, path: Path) -> bool:
-        if not path.is_file():
+        state = load_state(path)
+        if state is None:
             return False
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         device = self.maps.device
         self.readout.load_state_dict(state["readout"])
         self.optimiser.load_state_dict(state["optimiser"])
