@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from isocortex import provenance, store
 from isocortex.device import deterministic, select_device
+from isocortex.encoding.components import principal_components
 from isocortex.encoding.design import centre, design_of, open_responses
 from isocortex.encoding.folds import CrossValidation, Fold
 from isocortex.encoding.maps import legend, write_map
@@ -30,7 +31,7 @@ from isocortex.encoding.ridge import (
     ridge_from_gram,
     standardisation,
 )
-from isocortex.encoding.scores import high_enough, normalise, pearson
+from isocortex.encoding.scores import high_enough, normalise, pearson, r2
 from isocortex.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,23 @@ class Plan:
         parts = [self.outer.rotation, self.outer.projection]
         parts += [part for split in self.inner for part in (split.rotation, split.stacked)]
         return sum(part.numel() * part.element_size() for part in parts)
+
+
+@dataclass(frozen=True)
+class LinearFit:
+    """What a cross-validated fit gives, each of shape (layers, voxels), NaN without a score.
+
+    Attributes
+    ----------
+    score, r2
+        Held-out Pearson r and coefficient of determination, plain means over folds.
+    alpha
+        Penalty, geometric mean over folds.
+    """
+
+    score: np.ndarray
+    r2: np.ndarray
+    alpha: np.ndarray
 
 
 class _Counts:
@@ -107,6 +125,7 @@ def make_plan(
     number: int,
     device: torch.device,
     dtype: torch.dtype,
+    pca: int | None = None,
 ) -> Plan:
     """Standardise one layer's features on one fold's training trials and decompose them.
 
@@ -123,15 +142,14 @@ def make_plan(
     device, dtype
         Of the plan; decompositions are float64 on the CPU, so that they are the same whatever
         the device.
+    pca
+        Principal components of the fold's training rows to keep; None: all features.
     """
     counts = _Counts(cv)
-    rows = fold.train_stimuli
-    centre, scale = standardisation(
-        features[torch.from_numpy(rows)], counts(fold.train_groups, rows)
+    scaled, inner_products = scaled_features(
+        features, fold.train_stimuli, counts(fold.train_groups, fold.train_stimuli), pca=pca
     )
-    dual = features.shape[1] >= len(rows)
-    inner_products = gram(features, centre, scale).cpu() if dual else None
-    scaled = features if dual else ((features.double() - centre) * scale).cpu()
+    rows = fold.train_stimuli
     tests = np.unique(cv.stimulus[fold.test_trials])
     outer = _decompose(scaled, inner_products, rows, tests, counts(fold.train_groups, rows))
     inner = []
@@ -148,16 +166,64 @@ def make_plan(
     return Plan(layer, number, tuple(inner), outer.to(device, dtype))
 
 
-def _score_block(
-    block: torch.Tensor, cv: CrossValidation, plans: Sequence[Plan], alphas: torch.Tensor
-) -> Iterable[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Score one block of voxels: layer, r and index of the penalty for each plan."""
+def scaled_features(
+    features: torch.Tensor, rows: np.ndarray, counts: torch.Tensor, *, pca: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Features z-scored (and reduced) by what their training rows say, or their inner products.
+
+    Parameters
+    ----------
+    features
+        Shape (stimuli, units).
+    rows, counts
+        Training rows, and the number of samples that each stands for.
+    pca
+        Principal components of the training rows to keep.
+
+    Returns
+    -------
+    scaled, inner_products
+        Inner products of all rows, float64, where there are more units than training rows (the
+        dual form); else None, and `scaled` is what the primal form takes.
+    """
+    train = torch.from_numpy(rows)
+    centre_, scale = standardisation(features[train], counts)
+    dual = features.shape[1] >= len(rows)
+    inner_products = gram(features, centre_, scale).cpu() if dual else None
+    scaled = features if dual else ((features.double() - centre_) * scale).cpu()
+    if pca is not None:
+        given = scaled if inner_products is None else inner_products
+        scaled = principal_components(
+            given, train, counts, number=pca, inner_products=inner_products is not None
+        )
+        inner_products = None
+    return scaled, inner_products
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """One fold's responses of a block of voxels, as ridge regression takes them.
+
+    `inner` has a pair for each inner split: the training rows and the held-out offset; `total`
+    is the squared error of predicting the training mean, summed over inner splits.
+    """
+
+    inner: list[tuple[torch.Tensor, torch.Tensor]]
+    total: torch.Tensor
+    train: torch.Tensor
+    test: torch.Tensor
+    position: torch.Tensor
+
+
+def _targets_of_folds(
+    block: torch.Tensor, cv: CrossValidation, plans: Sequence[Plan]
+) -> Iterable[tuple[int, Plan, _Targets]]:
+    """Each plan's number, the plan and its fold's targets; plans come fold by fold."""
     means = _Means(cv, block)
-    targets: dict[int, tuple] = {}
-    for plan in plans:
+    held, targets = -1, None
+    for index, plan in enumerate(plans):
         fold = cv.folds[plan.fold]
-        if plan.fold not in targets:
-            targets.clear()  # plans come fold by fold: one fold's targets serve all layers
+        if plan.fold != held:  # one fold's targets serve all layers
             inner = []
             for split, ridge in zip(fold.inner, plan.inner, strict=True):
                 train = means(split.train_groups, split.train_stimuli)
@@ -165,34 +231,40 @@ def _score_block(
                 offset = (test - ridge.weights @ train) * ridge.root_share[:, None]
                 inner.append((train, offset))
             _, position = np.unique(cv.stimulus[fold.test_trials], return_inverse=True)
-            targets[plan.fold] = (
+            targets = _Targets(
                 inner,
+                sum(offset.square().sum(0) for _, offset in inner),
                 means(fold.train_groups, fold.train_stimuli),
                 block[torch.from_numpy(fold.test_trials)],
                 torch.from_numpy(position).to(block.device),
             )
-        inner, train, test, position = targets[plan.fold]
-        loss = sum(
-            held_out_loss(ridge, rows, offset)
-            for ridge, (rows, offset) in zip(plan.inner, inner, strict=True)
-        )
-        choice = loss.min(0).indices  # argmin over rows is many times slower
-        prediction = predict(plan.outer, train, alphas, choice)
-        yield plan.layer, pearson(prediction[position], test), choice
+            held = plan.fold
+        yield index, plan, targets
 
 
-def cross_validated_scores(
+def _inner_loss(plan: Plan, targets: _Targets) -> torch.Tensor:
+    """Squared error over the inner splits, shape (penalties, voxels)."""
+    return sum(
+        held_out_loss(ridge, rows, offset)
+        for ridge, (rows, offset) in zip(plan.inner, targets.inner, strict=True)
+    )
+
+
+def fit_layers(
     layers: Sequence[Callable[[], np.ndarray]],
     read_block: Callable[[int, int], np.ndarray],
     n_voxels: int,
     cv: CrossValidation,
     alphas: Sequence[float],
     *,
+    regions: np.ndarray | None = None,
+    pca: int | None = None,
+    predictions: np.ndarray | None = None,
     voxel_batch: int = 1024,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Held-out correlation and penalty of every voxel and layer.
+) -> LinearFit:
+    """Held-out scores and penalty of every voxel and layer.
 
     Parameters
     ----------
@@ -209,6 +281,15 @@ def cross_validated_scores(
         Penalties, for features z-scored over the training trials and divided by the root of
         their number. Each voxel and fold takes the one with the least squared error over the
         inner folds.
+    regions
+        Label of each voxel: one penalty for all voxels of a label, by the mean over voxels of
+        the squared error as a share of the error of the mean. Voxels of label 0, and all where
+        None, choose for themselves.
+    pca
+        Principal components to keep, fitted on each fold's training rows; None: all features.
+    predictions
+        Shape (layers, trials, voxels), float32: filled with the held-out predictions, intercept
+        and all; left as it is where there are none. May be a memory map.
     voxel_batch
         Voxels that are worked on together.
     device, dtype
@@ -216,44 +297,79 @@ def cross_validated_scores(
 
     Returns
     -------
-    score
-        Pearson r over the test trials of a fold, plain mean over folds; shape (layers, voxels).
+    LinearFit
         NaN for voxels with a value that is not finite or that never varies.
-    alpha
-        Geometric mean over folds; same shape.
 
     Notes
     -----
-    Responses are centred within each run over all of its trials. The test run shares no trial
-    with the training runs; with one run it shifts all trials alike, which the intercept takes
-    up: neither tells the training of the test. Scaling the responses would change nothing:
-    neither the choice of the penalty nor r depends on it.
+    Responses are centred within each run over all of its trials (see `design.centre`). Scaling
+    them would change nothing: neither the choice of the penalty nor r depends on it.
     r is averaged over folds, not computed over all folds together, because the means of the
     folds' training sets are anticorrelated with those of their test sets, which biases the
     pooled r downwards.
     """
     device = torch.device(device)
     grid = torch.tensor(list(alphas), dtype=torch.float64)
-    total = np.zeros((len(layers), n_voxels))
-    count = np.zeros((len(layers), n_voxels))
-    log_alpha = np.zeros((len(layers), n_voxels))
+    on_device = grid.to(device, dtype)
+    logs = grid.log().numpy()
+    shape = (len(layers), n_voxels)
+    total, total_r2, log_alpha, count = (np.zeros(shape) for _ in range(4))
+    names, region = (
+        (np.array([0]), np.zeros(n_voxels, int))
+        if regions is None
+        else np.unique(np.concatenate([[0], regions]), return_inverse=True)
+    )
+    region = region[-n_voxels:]  # 0 of the labels comes first and is none
+
+    def blocks(label: str) -> Iterable[tuple[int, int, torch.Tensor, np.ndarray]]:
+        starts = range(0, n_voxels, voxel_batch)
+        for first in tqdm(starts, desc=label, unit="block", disable=None):
+            last = min(first + voxel_batch, n_voxels)
+            values, usable = centre(read_block(first, last), cv)
+            yield first, last, torch.from_numpy(values).to(device, dtype).contiguous(), usable
+
+    def choose_by_region(plans: list[Plan]) -> list[torch.Tensor]:
+        losses = [
+            torch.zeros((len(grid), len(names)), dtype=torch.float64, device=device) for _ in plans
+        ]
+        for first, last, block, usable in blocks("penalties of regions"):
+            label = torch.from_numpy(region[first:last]).to(device)
+            usable_ = torch.from_numpy(usable).to(device)
+            for index, plan, targets in _targets_of_folds(block, cv, plans):
+                counted = usable_ & (targets.total > 0)
+                share = _inner_loss(plan, targets) / torch.where(counted, targets.total, 1.0)
+                share = torch.where(counted, share, 0.0).double()
+                # a product, because sums into shared places have no fixed order on a GPU
+                losses[index] += share @ torch.nn.functional.one_hot(label, len(names)).double()
+        return [loss.min(0).indices for loss in losses]
 
     def run(plans: list[Plan]) -> None:
         plans = sorted(plans, key=lambda plan: plan.fold)
-        on_device = grid.to(device, dtype)
-        logs = grid.log().numpy()
-        for first in tqdm(
-            range(0, n_voxels, voxel_batch), desc="encoding", unit="block", disable=None
-        ):
-            last = min(first + voxel_batch, n_voxels)
-            values, usable = centre(read_block(first, last), cv)
-            block = torch.from_numpy(values).to(device, dtype).contiguous()
-            for layer, r, choice in _score_block(block, cv, plans, on_device):
-                r = r.double().cpu().numpy()
+        of_regions = choose_by_region(plans) if len(names) > 1 else None
+        for first, last, block, usable in blocks("encoding"):
+            label = torch.from_numpy(region[first:last]).to(device)
+            alone = of_regions is None or bool((label == 0).any())
+            for index, plan, targets in _targets_of_folds(block, cv, plans):
+                choice = None
+                if alone:  # argmin over rows is many times slower than min
+                    choice = _inner_loss(plan, targets).min(0).indices
+                if of_regions is not None:
+                    shared = of_regions[index][label]
+                    choice = shared if choice is None else torch.where(label > 0, shared, choice)
+                prediction = predict(plan.outer, targets.train, on_device, choice)
+                prediction = prediction + plan.outer.weights @ targets.train
+                prediction = prediction[targets.position]
+                r = pearson(prediction, targets.test).double().cpu().numpy()
+                explained = r2(prediction, targets.test).double().cpu().numpy()
                 scored = np.isfinite(r) & usable
-                total[layer, first:last][scored] += r[scored]
-                count[layer, first:last] += scored
-                log_alpha[layer, first:last] += np.where(scored, logs[choice.cpu().numpy()], 0)
+                total[plan.layer, first:last][scored] += r[scored]
+                total_r2[plan.layer, first:last][scored] += explained[scored]
+                count[plan.layer, first:last] += scored
+                chosen = logs[choice.cpu().numpy()]
+                log_alpha[plan.layer, first:last] += np.where(scored, chosen, 0)
+                if predictions is not None:
+                    trials = cv.folds[plan.fold].test_trials
+                    predictions[plan.layer, trials, first:last] = prediction.float().cpu().numpy()
 
     pending: list[Plan] = []
     held = 0
@@ -261,7 +377,15 @@ def cross_validated_scores(
         features = torch.from_numpy(np.ascontiguousarray(load())).to(device)
         for number, fold in enumerate(cv.folds):
             plan = make_plan(
-                features, cv, fold, grid, layer=index, number=number, device=device, dtype=dtype
+                features,
+                cv,
+                fold,
+                grid,
+                layer=index,
+                number=number,
+                device=device,
+                dtype=dtype,
+                pca=pca,
             )
             pending.append(plan)
             held += plan.n_bytes
@@ -270,10 +394,21 @@ def cross_validated_scores(
                 pending, held = [], 0
     if pending:
         run(pending)
-    with np.errstate(invalid="ignore"):
-        return total / np.where(count, count, np.nan), np.exp(
-            log_alpha / np.where(count, count, np.nan)
-        )
+    folds = np.where(count, count, np.nan)
+    return LinearFit(total / folds, total_r2 / folds, np.exp(log_alpha / folds))
+
+
+def cross_validated_scores(
+    layers: Sequence[Callable[[], np.ndarray]],
+    read_block: Callable[[int, int], np.ndarray],
+    n_voxels: int,
+    cv: CrossValidation,
+    alphas: Sequence[float],
+    **options: Any,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Held-out correlation and penalty of every voxel and layer: those two of `fit_layers`."""
+    fit = fit_layers(layers, read_block, n_voxels, cv, alphas, **options)
+    return fit.score, fit.alpha
 
 
 def _penalties(alphas: Sequence[float] | Mapping[str, Any]) -> list[float]:
