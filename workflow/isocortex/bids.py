@@ -5,6 +5,7 @@ Only the standard library is imported at module level, because the Snakefile imp
 
 from __future__ import annotations
 
+import ast
 import csv
 import difflib
 import gzip
@@ -29,7 +30,11 @@ RDM_FILES = (".npy", ".mat", ".csv", ".tsv", ".txt", ".h5", ".hdf5")
 STIMULUS_COLUMNS = ("stim_file", "stimulus", "image", "trial_type")
 """Where an events table's stimulus ids are looked for, in this order."""
 
+TIME_COLUMNS = ("time", "volume", "onset", "")
+"""Names of a first column that is no location of a time series."""
+
 _NIFTI = (".nii.gz", ".nii")
+SERIES_FILES = (*_NIFTI, ".npy", ".tsv", ".tsv.gz", ".csv", ".gii")
 _ITEM_BYTES = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8}
 
 
@@ -53,6 +58,8 @@ class Run:
         For derivatives: brain mask and confounds table; for given betas, their mask.
     rdm
         Where RDMs are given: which one of a file of several.
+    tr
+        Where time series are given: their repetition time, s.
     """
 
     subject: str
@@ -66,6 +73,7 @@ class Run:
     mask: Path | None = None
     confounds: Path | None = None
     rdm: str = ""
+    tr: float = 0.0
 
     @property
     def name(self) -> str:
@@ -680,8 +688,21 @@ def check_run(run: Run, *, stimulus_column: str, stimuli: Mapping[str, Any] | No
         raise InputError(
             f"{run.bold} has no events table (…_events.tsv): add it, or limit tasks in the config"
         )
+    check_events(run, end=header.shape[3] * tr, stimulus_column=stimulus_column, stimuli=stimuli)
+    return header
+
+
+def check_events(
+    run: Run, *, end: float, stimulus_column: str, stimuli: Mapping[str, Any] | None
+) -> None:
+    """Check a run's events against its end (s) and the known stimuli.
+
+    Raises
+    ------
+    InputError
+        For the first thing that is wrong.
+    """
     rows = read_events(run.events)
-    end = header.shape[3] * tr
     late = [row["onset"] for row in rows if row["onset"] >= end]
     if late:
         raise InputError(
@@ -709,7 +730,101 @@ def check_run(run: Run, *, stimulus_column: str, stimuli: Mapping[str, Any] | No
                     f"{run.events} names stimulus {name!r}, which is not among the stimuli: add "
                     "the file, or correct input.stimuli in the config"
                 )
-    return header
+
+
+def series_separator(path: str | Path) -> str:
+    """Return what separates the columns of a table of time series."""
+    return "," if Path(path).name.lower().endswith((".csv", ".csv.gz")) else "\t"
+
+
+def _open_text(path: Path):
+    return gzip.open(path, "rt") if path.suffix == ".gz" else path.open(encoding="utf-8-sig")
+
+
+def series_header(path: str | Path) -> list[str]:
+    """Return the header of a table of time series, empty where it has none.
+
+    The first line is a header where a cell is no number, or where the cells count from 0 on.
+
+    Raises
+    ------
+    InputError
+        Where the file cannot be read.
+    """
+    path = Path(path)
+    try:
+        with _open_text(path) as stream:
+            cells = stream.readline().rstrip("\r\n").split(series_separator(path))
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read as a table ({error}): restore it") from error
+    try:
+        counted = [float(cell) for cell in cells] == list(range(len(cells)))
+    except ValueError:
+        return cells
+    return cells if counted and len(cells) > 1 else []
+
+
+def count_volumes(path: str | Path) -> int:
+    """Return the number of volumes of a time series from its header, or from its lines.
+
+    Parameters
+    ----------
+    path
+        4D NIfTI, ``.npy`` (time x location), ``.tsv``, ``.tsv.gz``, ``.csv`` or ``.gii``.
+
+    Raises
+    ------
+    InputError
+        Where the file is missing, damaged or of another kind.
+    """
+    path = Path(path)
+    name = path.name.lower()
+    if name.endswith(_NIFTI):
+        shape = read_header(path).shape
+        if len(shape) != 4:
+            raise InputError(f"{path} has {len(shape)} dimensions, not 4: pass a series")
+        return shape[3]
+    try:
+        if name.endswith(".npy"):
+            with path.open("rb") as stream:
+                head = stream.read(12)
+                wide = head[6:7] != b"\x01"
+                stream.seek(12 if wide else 10)
+                length = struct.unpack("<I", head[8:12])[0] if wide else head[8] + 256 * head[9]
+                shape = ast.literal_eval(stream.read(length).decode("latin1"))["shape"]
+            if head[:6] != b"\x93NUMPY" or len(shape) != 2:
+                raise InputError(f"{path} is no array of time x location: save one of 2 dimensions")
+            return int(shape[0])
+        if name.endswith(".gii"):
+            with path.open(encoding="utf-8", errors="replace") as stream:
+                found = re.search(r'NumberOfDataArrays="(\d+)"', stream.read(1 << 16))
+            if not found:
+                raise InputError(f"{path} is no GIFTI file: restore it")
+            return int(found[1])
+        header = series_header(path)
+        with _open_text(path) as stream:
+            return sum(1 for line in stream if line.strip()) - bool(header)
+    except InputError:
+        raise
+    except (OSError, EOFError, ValueError, SyntaxError, KeyError, IndexError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read as a time series ({error}): restore it") from error
+
+
+def check_series(run: Run, *, stimulus_column: str, stimuli: Mapping[str, Any] | None) -> None:
+    """Check one run of a given time series against its events.
+
+    Raises
+    ------
+    InputError
+        For the first thing that is wrong.
+    """
+    volumes = count_volumes(run.bold)
+    if volumes < 3:
+        raise InputError(
+            f"{run.bold} has {volumes} volumes: a time series needs at least 3; time is the first "
+            "dimension of arrays and the lines of tables"
+        )
+    check_events(run, end=volumes * run.tr, stimulus_column=stimulus_column, stimuli=stimuli)
 
 
 def check_t1w(path: Path) -> None:

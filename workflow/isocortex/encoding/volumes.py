@@ -178,7 +178,7 @@ def content_of(line: Timeline, events: Events, longest: int) -> scipy.sparse.csr
         since = since + np.arange(line.n_volumes[number])
         length = events.duration[index] / line.tr
         on = np.flatnonzero((since > -0.5) & (since < length + 0.5))
-        moment = np.rint(since[on]).astype(int)
+        moment = np.floor(since[on] + 0.5).astype(int)
         last[events.stimulus[index]] = max(last[events.stimulus[index]], int(moment.max(initial=0)))
         parts.append((on + line.start[number], moment, events.stimulus[index]))
     offset, total = {}, 0

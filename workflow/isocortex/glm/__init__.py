@@ -7,6 +7,7 @@ from isocortex.glm.estimate import RunFit, fit_run, stimulus_z
 from isocortex.glm.fit import fit_glm
 from isocortex.glm.images import intersect_masks, open_image, read_series
 from isocortex.glm.noise_ceiling import estimate_noise_ceiling
+from isocortex.glm.timeseries import clean_bold, import_timeseries
 
 __all__ = [
     "STRATEGIES",
@@ -14,11 +15,13 @@ __all__ = [
     "RunFit",
     "Trial",
     "choose_confounds",
+    "clean_bold",
     "estimate_noise_ceiling",
     "find_stimulus_column",
     "fit_glm",
     "fit_run",
     "import_betas",
+    "import_timeseries",
     "intersect_masks",
     "make_design",
     "make_trials",

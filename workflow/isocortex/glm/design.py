@@ -154,7 +154,7 @@ def make_trials(
         ).strip()
         if condition in _MISSING:
             raise InputError(f"event {number} has no trial_type: fill it in")
-        is_trial = _matches(condition, trial_types) and not _matches(condition, nuisance_types)
+        is_trial = matches(condition, trial_types) and not matches(condition, nuisance_types)
         if trials == "single" and stimulus in _MISSING:
             # What showed no stimulus (a pause, a response) is modelled, but is no trial.
             is_trial = False
@@ -205,7 +205,8 @@ def _seconds(row: Mapping[str, Any], key: str, number: int) -> float:
     return seconds
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a condition fits one of some names or patterns."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
@@ -307,7 +308,7 @@ def make_design(
         warnings.simplefilter("ignore")
         frame = make_first_level_design_matrix(
             frame_times,
-            events=table,
+            events=table if len(table) else None,
             hrf_model=hrf,
             drift_model=drift_model,
             high_pass=high_pass,
@@ -326,9 +327,9 @@ def make_design(
         matrix=frame.to_numpy(float),
         names=names,
         trials=tuple(trials),
-        trial_columns=np.array([names.index(label) for label in labels]),
-        response_columns=np.array([k for k, name in enumerate(names) if name in own]),
-        drift_columns=np.array([k for k, name in enumerate(names) if name in drifts]),
+        trial_columns=np.array([names.index(label) for label in labels], dtype=int),
+        response_columns=np.array([k for k, name in enumerate(names) if name in own], dtype=int),
+        drift_columns=np.array([k for k, name in enumerate(names) if name in drifts], dtype=int),
         frame_times=frame_times,
     )
     _check_rank(design)

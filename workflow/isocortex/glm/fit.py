@@ -13,6 +13,7 @@ from typing import Any
 import dask
 import dask.array as da
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from isocortex import bids, parallel, store
@@ -154,7 +155,7 @@ def fit_glm(
         first_trial = first_volume = 0
         for number, run in enumerate(prepared, start=1):
             series = read_series(run.bold, shared)
-            _find_bad_voxels(series, run.bold, reasons)
+            find_bad_voxels(series, run.bold, reasons)
             rows = slice(first_trial, first_trial + len(run.design.trials))
             times = slice(first_volume, first_volume + len(run.design.frame_times))
             first_trial, first_volume = rows.stop, times.stop
@@ -190,7 +191,7 @@ def fit_glm(
             mask=shared,
             threads=threads,
         )
-        counts = _count_bad(reasons)
+        counts = count_bad(reasons)
         dataset.attrs = {
             "affine": affine.tolist(),
             "shape": [int(n) for n in shared.shape],
@@ -228,19 +229,17 @@ def fit_glm(
             )
 
 
-def _prepare_runs(
-    *,
+def check_lists(
     bold: Sequence[str | Path],
+    *,
     mask: Sequence[str | Path],
     sidecar: Sequence[str | Path],
     events: Sequence[str | Path],
     runs: Sequence[Mapping[str, str | None]],
     confounds: Sequence[str | Path],
     confound_columns: str | Sequence[str],
-    trial_options: Mapping[str, Any],
-    design_options: Mapping[str, Any],
-) -> list[PreparedRun]:
-    """Check all that can be checked without the images' data, and make the designs."""
+) -> None:
+    """Raise `InputError` where there is not one file of each kind a run."""
     lengths = {
         "masks": len(mask),
         "sidecars": len(sidecar),
@@ -264,25 +263,63 @@ def _prepare_runs(
             f"glm.confound_columns asks for {confound_columns} but there is no confounds "
             f"table beside {bold[0]}: add the tables or set it to none"
         )
-    prepared: list[PreparedRun] = []
-    conditions: set[str] = set()
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What header, sidecar and confounds table of a run say."""
+
+    name: str
+    session: str
+    n_volumes: int
+    tr: float
+    start_time: float
+    timed: bool
+    confounds: pd.DataFrame
+    dropped: list[str]
+
+
+def read_recordings(
+    bold: Sequence[str | Path],
+    *,
+    sidecar: Sequence[str | Path],
+    runs: Sequence[Mapping[str, str | None]],
+    confounds: Sequence[str | Path],
+    confound_columns: str | Sequence[str],
+) -> list[Recording]:
+    """Read headers, sidecars and confounds of runs that are analysed together.
+
+    Parameters
+    ----------
+    bold, sidecar, runs, confounds, confound_columns
+        As for `fit_glm`.
+
+    Returns
+    -------
+    list
+        One a run: name, session, n_volumes, TR and start time (s), whether its slices were
+        brought to one time (``timed``), the chosen confounds and those left out.
+
+    Raises
+    ------
+    InputError
+        Where a run is there twice, is no series, or has another TR than the first.
+    """
+    found: list[Recording] = []
     for index, path in enumerate(map(Path, bold)):
         name, session = str(runs[index]["run"]), str(runs[index]["session"] or "")
-        if name in {run.name for run in prepared}:
+        if name in {run.name for run in found}:
             raise InputError(f"run {name} is there twice, the second time as {path}: remove one")
         info = bids.read_json(sidecar[index])
         header = bids.read_header(path)
         if len(header.shape) != 4:
             raise InputError(f"{path} has {len(header.shape)} dimensions, not 4: pass a series")
         tr = bids.repetition_time(path, info, header)
-        if prepared and abs(tr - prepared[0].tr) > 1e-3:
+        if found and abs(tr - found[0].tr) > 1e-3:
             raise InputError(
-                f"{path} has TR {tr:g} s, {prepared[0].bold} {prepared[0].tr:g} s: give the runs "
+                f"{path} has TR {tr:g} s, {bold[0]} {found[0].tr:g} s: give the runs "
                 f"different task names"
             )
-        start_time = _start_time(info, sidecar[index])
-        rows = bids.read_events(events[index])
-        conditions |= {str(row.get("trial_type", "")).strip() for row in rows}
         table, dropped = choose_confounds(
             bids.read_table(confounds[index]) if confounds else [],
             confound_columns if confounds else "none",
@@ -291,16 +328,52 @@ def _prepare_runs(
         )
         if dropped:
             log.info("%s: confounds without change left out: %s", path.name, ", ".join(dropped))
+        start = _start_time(info, sidecar[index])
+        timed = bool(info.get("SliceTimingCorrected"))
+        found.append(Recording(name, session, header.shape[3], tr, start, timed, table, dropped))
+    return found
+
+
+def _prepare_runs(
+    *,
+    bold: Sequence[str | Path],
+    mask: Sequence[str | Path],
+    sidecar: Sequence[str | Path],
+    events: Sequence[str | Path],
+    runs: Sequence[Mapping[str, str | None]],
+    confounds: Sequence[str | Path],
+    confound_columns: str | Sequence[str],
+    trial_options: Mapping[str, Any],
+    design_options: Mapping[str, Any],
+) -> list[PreparedRun]:
+    """Check all that can be checked without the images' data, and make the designs."""
+    check_lists(
+        bold,
+        mask=mask,
+        sidecar=sidecar,
+        events=events,
+        runs=runs,
+        confounds=confounds,
+        confound_columns=confound_columns,
+    )
+    recordings = read_recordings(
+        bold, sidecar=sidecar, runs=runs, confounds=confounds, confound_columns=confound_columns
+    )
+    prepared: list[PreparedRun] = []
+    conditions: set[str] = set()
+    for index, (path, recording) in enumerate(zip(map(Path, bold), recordings, strict=True)):
+        rows = bids.read_events(events[index])
+        conditions |= {str(row.get("trial_type", "")).strip() for row in rows}
         try:
             made, frame = make_trials(rows, **trial_options)
             column = find_stimulus_column(rows, trial_options["stimulus_column"])
             design = make_design(
                 made,
                 frame,
-                n_volumes=header.shape[3],
-                tr=tr,
-                start_time=start_time,
-                confounds=table,
+                n_volumes=recording.n_volumes,
+                tr=recording.tr,
+                start_time=recording.start_time,
+                confounds=recording.confounds,
                 **design_options,
             )
         except InputError as error:
@@ -315,15 +388,15 @@ def _prepare_runs(
             log.info("%s: %d events are no trials", Path(events[index]).name, other)
         prepared.append(
             PreparedRun(
-                name=name,
-                session=session,
+                name=recording.name,
+                session=recording.session,
                 bold=path,
                 design=design,
-                tr=tr,
-                start_time=start_time,
+                tr=recording.tr,
+                start_time=recording.start_time,
                 stimulus_column=column,
-                confounds=[str(c) for c in table.columns],
-                dropped=dropped,
+                confounds=[str(c) for c in recording.confounds.columns],
+                dropped=recording.dropped,
                 n_other_events=other,
             )
         )
@@ -352,7 +425,7 @@ def _start_time(info: Mapping[str, Any], path: str | Path) -> float:
     return float(start)
 
 
-def _find_bad_voxels(series: np.ndarray, path: Path, reasons: dict[str, np.ndarray]) -> None:
+def find_bad_voxels(series: np.ndarray, path: Path, reasons: dict[str, np.ndarray]) -> None:
     """Mark voxels of a run that cannot be fitted; the first reason counts."""
     for start in range(0, series.shape[1], BLOCK_VOXELS):
         part = slice(start, start + BLOCK_VOXELS)
@@ -372,7 +445,7 @@ def _find_bad_voxels(series: np.ndarray, path: Path, reasons: dict[str, np.ndarr
         )
 
 
-def _count_bad(reasons: Mapping[str, np.ndarray]) -> dict[str, int]:
+def count_bad(reasons: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Return how many voxels were left out, each counted under its first reason."""
     nan = reasons["nan"]
     constant = reasons["constant"] & ~nan
