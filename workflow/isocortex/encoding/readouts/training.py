@@ -309,6 +309,7 @@ class _Batch:
         self.waited = torch.zeros(n_voxels, dtype=torch.int64, device=device)
         self.best: dict[str, Tensor] = {}
         self.losses: list[tuple[float, float]] = []
+        self.finished = False
 
     def run(self, epochs: int, patience: int, path: Path | None, every: float, label: str) -> None:
         """Train until no voxel improves, from the checkpoint on where there is one."""
@@ -326,7 +327,11 @@ class _Batch:
                 self._keep(self._validate(), patience)  # the initial state may be the best
             saved = time.monotonic()
             bar = tqdm(total=epochs, initial=len(self.losses), desc=label, disable=None)
-            while len(self.losses) < epochs and bool((self.waited < patience).any()):
+            while (
+                not self.finished
+                and len(self.losses) < epochs
+                and bool((self.waited < patience).any())
+            ):
                 training = self._epoch()
                 loss = self._validate()
                 self._keep(loss, patience)
@@ -338,7 +343,7 @@ class _Batch:
                     saved = time.monotonic()
             bar.close()
             if path is not None:
-                self._save(path)
+                self._save(path, finished=True)
         self.readout.load_state_dict(self.best)
 
     def _mean(self, loss: Tensor) -> float:
@@ -399,7 +404,7 @@ class _Batch:
             elif bool(better.any()):
                 self.best[key] = value.clone()
 
-    def _save(self, path: Path) -> None:
+    def _save(self, path: Path, *, finished: bool = False) -> None:
         on_gpu = self.maps.device.type == "cuda"
         state = {
             "readout": self.readout.state_dict(),
@@ -411,7 +416,10 @@ class _Batch:
             "best_loss": self.best_loss,
             "waited": self.waited,
             "losses": self.losses,
+            "finished": finished,
         }
+        if finished:  # what it would take to go on is three times the size of the result
+            state |= dict.fromkeys(("readout", "optimiser"))
         save_state(state, path)
 
     def _resume(self, path: Path) -> bool:
@@ -419,8 +427,10 @@ class _Batch:
         if state is None:
             return False
         device = self.maps.device
-        self.readout.load_state_dict(state["readout"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.finished = state["finished"]
+        if not self.finished:
+            self.readout.load_state_dict(state["readout"])
+            self.optimiser.load_state_dict(state["optimiser"])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["random"])
         if state["cuda_random"] is not None and device.type == "cuda":
@@ -429,7 +439,8 @@ class _Batch:
         self.best_loss = state["best_loss"].to(device)
         self.waited = state["waited"].to(device)
         self.losses = [tuple(pair) for pair in state["losses"]]
-        logger.info("going on after epoch %d of %s", len(self.losses), path)
+        done = "taken over" if self.finished else "gone on with"
+        logger.info("%s: %s after epoch %d", path, done, len(self.losses))
         return True
 
     @torch.no_grad()
@@ -460,7 +471,7 @@ class _Batch:
         if attention is not None:
             attention = (attention / max(len(rows), 1)).numpy()
         losses = np.array(self.losses, dtype=float).reshape(-1, 2)
-        return Trained(prediction.numpy(), results, attention, losses[:, 0], losses[:, 1])
+        return Trained(prediction.float().numpy(), results, attention, losses[:, 0], losses[:, 1])
 
     def _layer_weight(self) -> np.ndarray:
         """Share of each layer in the variance of the prediction over the training rows.
@@ -515,7 +526,11 @@ def _join_attention(
         return None
     if query == "voxel":
         return np.concatenate(maps)
-    stacked = np.stack(maps)
+    # Regions are numbered alike, but the last may have no voxel in a batch
+    n_queries = max(len(values) for values in maps)
+    stacked = np.full((len(maps), n_queries, *maps[0].shape[1:]), np.nan)
+    for whole, values in zip(stacked, maps, strict=True):
+        whole[: len(values)] = values
     known = np.isfinite(stacked)
     share = sizes[:, None, None, None] * known
     total = (np.where(known, stacked, 0) * share).sum(0)
