@@ -1,31 +1,66 @@
 """Ridge regression for many targets and many penalties at once.
 
-One decomposition a fold serves all penalties and all targets. Rows that share their features
-(repeats of one stimulus) are collapsed into one row with a count, which gives the same solution.
+One decomposition a training set serves all penalties and all targets. Rows that share their
+features (repeats of one stimulus) are collapsed into one row with a count, which gives the same
+solution.
+
+`plan_ridge` makes all that features and folds have to give; targets then pass by in blocks and
+cost matrix products only (`ridge_cv` does both). Three things make these few, all exact to
+rounding:
+
+- Predictions at all penalties lie near a space of few dimensions, since the filters
+  1 / (eigenvalue + penalty) are smooth: held-out predictions are made at some of the penalties
+  alone, the residuals at the others are combinations of those (an interpolative decomposition,
+  whose error is known beforehand), and squared errors are quadratic forms in their inner products.
+- From targets to a held-out prediction there is one product, not a rotation and a projection.
+- With fewer features than rows, products of features and targets are made once for each inner
+  fold and summed; what trains is the sum less what is held out.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
+import scipy.linalg
 import torch
 
+from isocortex.encoding.folds import CrossValidation, Fold
 from isocortex.encoding.scores import pearson
 
 __all__ = [
     "InnerRidge",
     "Ridge",
+    "RidgeFit",
+    "RidgePlan",
+    "Samples",
+    "Targets",
+    "choose_penalty",
     "gram",
     "held_out_loss",
     "inner_ridge",
+    "interpolation",
     "pearson",
+    "plan_ridge",
     "predict",
+    "ridge_cv",
     "ridge_from_features",
     "ridge_from_gram",
     "standardisation",
 ]
 
 FEATURE_BLOCK = 16384
+
+TOLERANCE = {torch.float32: 1e-7, torch.float64: 1e-14}
+"""Root mean square error of an interpolated prediction, for targets of variance one."""
+
+LOSS_ELEMENTS = 1 << 22  # residuals of some targets at all nodes: what a processor's cache holds
+
+
+MOST_ROUNDING = 1e-5  # of a prediction made from moments, for targets of variance one
+COLUMNS, ROWS = 4096, 512  # of features: blocks of inner products
 
 
 @dataclass(frozen=True)
@@ -234,3 +269,729 @@ def predict(
     """
     damping = 1 / (ridge.eigenvalues[:, None] + alphas[None, :])
     return ridge.projection @ ((ridge.rotation @ train).mul_(damping.index_select(1, choice)))
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Which samples train and test, outside and inside.
+
+    Parameters
+    ----------
+    row
+        Shape (samples,): row of features of each sample; repeats of a stimulus share one.
+    n_rows
+        Number of rows of features.
+    train, test
+        Indices of samples. What is tested may be empty.
+    inner
+        Pairs of indices of samples, train and test, among `train`.
+    """
+
+    row: np.ndarray
+    n_rows: int
+    train: np.ndarray
+    test: np.ndarray
+    inner: tuple[tuple[np.ndarray, np.ndarray], ...]
+
+    @classmethod
+    def of_fold(cls, cv: CrossValidation, fold: Fold) -> Samples:
+        """One outer fold of a cross-validation with its inner splits."""
+
+        def among(groups: Sequence[int], stimuli: np.ndarray) -> np.ndarray:
+            return np.flatnonzero(np.isin(cv.group, groups) & np.isin(cv.stimulus, stimuli))
+
+        inner = tuple(
+            (
+                among(split.train_groups, split.train_stimuli),
+                among(split.test_groups, split.test_stimuli),
+            )
+            for split in fold.inner
+        )
+        train = among(fold.train_groups, fold.train_stimuli)
+        return cls(cv.stimulus, len(cv.stimuli), train, fold.test_trials, inner)
+
+    def counts(self, samples: np.ndarray) -> np.ndarray:
+        """How many of the samples each row stands for, shape (n_rows,)."""
+        return np.bincount(self.row[samples], minlength=self.n_rows)
+
+    @property
+    def partitioned(self) -> bool:
+        """Whether every training sample is held out by one inner split and trains all others."""
+        held_out = np.concatenate([test for _, test in self.inner] or [self.train[:0]])
+        return np.array_equal(np.sort(held_out), self.train) and all(
+            np.array_equal(np.sort(train), np.setdiff1d(self.train, test))
+            for train, test in self.inner
+        )
+
+
+class Targets:
+    """A block of targets, collapsed to rows as the training sets of `Samples` need it.
+
+    Parameters
+    ----------
+    samples
+        Which samples train and test.
+    block
+        Shape (samples, targets), finite. Serves all plans made for the same `samples`.
+    """
+
+    def __init__(self, samples: Samples, block: torch.Tensor) -> None:
+        self.samples, self.block = samples, block
+        self._sums: dict[Any, torch.Tensor] = {}
+
+    def sums(self, key: int | str) -> torch.Tensor:
+        """Sums over each row's samples of "train", or of ("train" | "test", inner split)."""
+        if key not in self._sums:
+            samples = self.samples
+            chosen = samples.train if key == "train" else samples.inner[key[1]][key[0] == "test"]
+            self._sums[key] = _row_sums(self.block, samples.row, chosen)
+        return self._sums[key]
+
+
+def _row_sums(block: torch.Tensor, row: np.ndarray, samples: np.ndarray) -> torch.Tensor:
+    """Sum samples that share a row; rows ascending. The order of summation is always the same."""
+    order = samples[np.argsort(row[samples], kind="stable")]
+    _, first, counts = np.unique(row[order], return_index=True, return_counts=True)
+    total = block[torch.from_numpy(order[first])]
+    for repeat in range(1, counts.max(initial=1)):
+        among = np.flatnonzero(counts > repeat)
+        chosen = torch.from_numpy(among).to(block.device)
+        total[chosen] = total[chosen] + block[torch.from_numpy(order[first[among] + repeat])]
+    return total
+
+
+@dataclass(frozen=True)
+class _Decomposition:
+    """Predictions of test rows are projection @ (rotation @ sums / (values + penalty)) + mean.
+
+    `rotation` acts on sums over each training row's samples, or, where `moments` is set, on
+    [basis' sums; sum over all].
+    """
+
+    rotation: torch.Tensor
+    projection: torch.Tensor
+    values: torch.Tensor
+
+    def hat(self, alpha: float) -> torch.Tensor:
+        """The operator from sums to predictions, without the mean."""
+        return (self.projection / (self.values + alpha)) @ self.rotation
+
+
+def _kept(matrix: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eigenvalues and eigenvectors without those that are zero within rounding."""
+    values, vectors = torch.linalg.eigh(matrix)
+    threshold = values.max().clamp(min=0) * size * torch.finfo(matrix.dtype).eps
+    kept = values > threshold
+    return values[kept], vectors[:, kept]
+
+
+def _from_gram(
+    inner: torch.Tensor, train: torch.Tensor, test: torch.Tensor, counts: torch.Tensor
+) -> _Decomposition:
+    """Dual form, from inner products of all rows; `train` and `test` are indices of rows."""
+    weights, root = counts / counts.sum(), counts.sqrt()
+    among = inner[train][:, train]
+    mean = among @ weights
+    centred = among - mean[:, None] - mean + weights @ mean
+    values, vectors = _kept(root[:, None] * centred * root, len(train))
+    across = inner[test][:, train]
+    across = across - (across @ weights)[:, None] - mean + weights @ mean
+    rotation = vectors.T / root
+    rotation = rotation - (vectors.T @ root)[:, None] / counts.sum()  # centres the targets
+    return _Decomposition(rotation, (across * root) @ vectors, values)
+
+
+def _from_features(
+    features: torch.Tensor,
+    train: torch.Tensor,
+    test: torch.Tensor,
+    counts: torch.Tensor,
+    scale: torch.Tensor | None = None,
+) -> _Decomposition:
+    """Primal form; `train` and `test` are indices of rows.
+
+    With `scale`, the rotation acts on [(features / scale)' sums; sum over all] in place of sums.
+    """
+    weights = counts / counts.sum()
+    known = features[train]
+    mean = weights @ known
+    known = known - mean
+    values, vectors = _kept((known.T * counts) @ known, max(known.shape))
+    length = values.sqrt()
+    projection = (features[test] - mean) @ vectors * length
+    back = (vectors / length).T
+    if scale is None:
+        return _Decomposition(back @ known.T, projection, values)
+    return _Decomposition(torch.cat([back * scale, -(back @ mean)[:, None]], 1), projection, values)
+
+
+def interpolation(
+    strength: torch.Tensor, values: torch.Tensor, alphas: Sequence[float], *, tolerance: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Penalties at which predictions are made, and what makes those of all penalties of them.
+
+    Parameters
+    ----------
+    strength
+        Shape (rank,): root mean square of each component's prediction at unit coefficient.
+    values
+        Shape (rank,): eigenvalues.
+    alphas
+        All penalties.
+    tolerance
+        Largest root mean square error of a prediction, relative to the largest prediction of
+        targets that are white noise.
+
+    Returns
+    -------
+    nodes
+        Indices of some penalties, at least one.
+    coefficients
+        Shape (penalties, nodes): filters 1 / (values + alpha) of all from those of the nodes.
+
+    Notes
+    -----
+    Interpolative decomposition by a QR decomposition with column pivoting (Cheng et al. 2005,
+    SIAM J Sci Comput 26:1389); nodes are added until the error, which is computed and not
+    estimated, is below the tolerance.
+    """
+    alphas = np.asarray(alphas, float)
+    filters = strength.double().cpu().numpy()[:, None] / (
+        values.double().cpu().numpy()[:, None] + alphas
+    )
+    size = np.linalg.norm(filters, axis=0)
+    if not len(filters) or size.max() == 0:
+        return np.array([0]), np.zeros((len(alphas), 1))
+    upper, order = scipy.linalg.qr(filters, mode="r", pivoting=True)
+    most = min(upper.shape[0], len(alphas))
+    for count in range(1, most + 1):
+        # Below the triangle's first rows is what they leave unexplained.
+        rest = upper[count:most, count:]
+        left = np.linalg.norm(rest, axis=0).max() if rest.size else 0.0
+        if left <= tolerance * size.max():
+            break
+    nodes = order[:count]
+    coefficients = np.zeros((len(alphas), count))
+    coefficients[order[:count]] = np.eye(count)
+    coefficients[order[count:]] = scipy.linalg.solve_triangular(
+        upper[:count, :count], upper[:count, count:]
+    ).T
+    ascending = np.argsort(nodes)
+    return nodes[ascending], coefficients[:, ascending]
+
+
+@dataclass(frozen=True)
+class _Split:
+    """One inner split: an operator to residuals at the nodes, and squared errors of those."""
+
+    operator: torch.Tensor  # (nodes x test rows, rows or moments), test rows scaled by root_share
+    squares: torch.Tensor  # (penalties, pairs of residuals)
+    test_counts: torch.Tensor
+    root_share: torch.Tensor
+    n_train: float
+
+
+@dataclass(frozen=True)
+class RidgePlan:
+    """Ridge regression of one training set, ready for any targets; see `plan_ridge`.
+
+    Attributes
+    ----------
+    alphas
+        Penalties.
+    form
+        ``primal`` or ``dual``.
+    n_nodes
+        At how many penalties each inner split's predictions are made.
+    """
+
+    alphas: tuple[float, ...]
+    form: str
+    samples: Samples
+    basis: torch.Tensor | None
+    inner: tuple[_Split, ...]
+    hats: torch.Tensor  # (penalties, test rows, training rows or moments)
+    test_position: torch.Tensor
+
+    @property
+    def n_nodes(self) -> tuple[int, ...]:
+        return tuple(len(split.operator) // max(len(split.root_share), 1) for split in self.inner)
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of the plan."""
+        parts = [self.hats, *(split.operator for split in self.inner)]
+        parts += [] if self.basis is None else [self.basis]
+        return sum(part.numel() * part.element_size() for part in parts)
+
+    def flop(self, n_targets: int) -> float:
+        """Floating-point operations that `losses` and `predict` do for so many targets."""
+        products = self.hats[0].numel()
+        products += 0 if self.basis is None else self.basis.numel()
+        products += sum(
+            split.operator.numel() + split.squares.shape[1] * len(split.root_share)
+            for split in self.inner
+        )
+        return 2.0 * products * n_targets
+
+    def losses(self, targets: Targets) -> torch.Tensor:
+        """Mean squared error over held-out samples, summed over inner splits.
+
+        Up to a constant of each target where rows stand for several samples.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape (penalties, targets).
+        """
+        n_targets = targets.block.shape[1]
+        known = self._moments(targets)
+        total = targets.block.new_zeros((len(self.alphas), n_targets))
+        for number, split in enumerate(self.inner):
+            rows = known[number] if known else targets.sums(("train", number))
+            mean = (rows[-1] if known else rows.sum(0)) / split.n_train
+            offset = targets.sums(("test", number)) / split.test_counts[:, None]
+            offset = offset.sub_(mean).mul_(split.root_share[:, None])
+            step = max(LOSS_ELEMENTS // max(len(split.operator), 1), 64)
+            for first in range(0, n_targets, step):
+                part = slice(first, first + step)
+                total[:, part] += _squared_error(split, rows[:, part], offset[:, part])
+        return total
+
+    def _moments(self, targets: Targets) -> list[torch.Tensor]:
+        """[basis' sums; sum] of what trains in each inner split, where the plan works on these."""
+        if self.basis is None:
+            return []
+        samples, tested = self.samples, []
+        position = np.zeros(samples.n_rows, int)
+        rows = np.unique(samples.row[samples.train])
+        position[rows] = np.arange(len(rows))
+
+        def moments(key: tuple[str, int]) -> torch.Tensor:
+            among = np.unique(samples.row[samples.inner[key[1]][key[0] == "test"]])
+            chosen = self.basis[torch.from_numpy(position[among]).to(self.basis.device)]
+            return chosen.T @ targets.sums(key)
+
+        if not samples.partitioned:
+            return [moments(("train", number)) for number in range(len(self.inner))]
+        tested = [moments(("test", number)) for number in range(len(self.inner))]
+        total = torch.stack(tested).sum(0)
+        return [total - one for one in tested]
+
+    def predict(self, targets: Targets, choice: torch.Tensor) -> torch.Tensor:
+        """Predictions of the test samples, each target at its own penalty.
+
+        Parameters
+        ----------
+        targets
+            The block.
+        choice
+            Shape (targets,): index of each target's penalty.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape (test samples, targets), intercept included.
+        """
+        sums = targets.sums("train")
+        mean = sums.sum(0) / len(self.samples.train)
+        order = torch.argsort(choice, stable=True)  # targets of one penalty side by side
+        sizes = torch.bincount(choice, minlength=len(self.alphas)).tolist()
+        sums = sums[:, order]
+        made = sums.new_empty((self.hats.shape[1], sums.shape[1]))
+        first = 0
+        for hat, size in zip(self.hats, sizes, strict=True):
+            if size:
+                torch.mm(hat, sums[:, first : first + size], out=made[:, first : first + size])
+            first += size
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=order.device)
+        return (made[:, back] + mean)[self.test_position]
+
+
+def _squared_error(split: _Split, rows: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+    """Squared errors at all penalties, shape (penalties, targets)."""
+    n_test, n_targets = offset.shape
+    nodes = len(split.operator) // n_test
+    residual = offset.new_empty((nodes + 1, n_test, n_targets))
+    residual[:] = offset
+    residual[:nodes].view(-1, n_targets).addmm_(split.operator, rows, alpha=-1)
+    products = [
+        (residual[one] * residual[other]).sum(0)
+        for one in range(nodes + 1)
+        for other in range(one, nodes + 1)
+    ]
+    return split.squares @ torch.stack(products)
+
+
+def _on(rows: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(rows)).to(device)
+
+
+def _symmetric_gram(
+    features: torch.Tensor, centre: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
+    """As `gram`, from the products of the lower triangle alone."""
+    n_rows = len(features)
+    total = features.new_zeros((n_rows, n_rows), dtype=torch.float64)
+    for first in range(0, features.shape[1], COLUMNS):
+        part = slice(first, first + COLUMNS)
+        block = features[:, part].double().sub_(centre[part]).mul_(scale[part])
+        for row in range(0, n_rows, ROWS):
+            total[row:, row : row + ROWS].addmm_(block[row:], block[row : row + ROWS].T)
+    return total.tril() + total.tril(-1).T
+
+
+def plan_ridge(
+    features: torch.Tensor,
+    samples: Samples,
+    alphas: Sequence[float],
+    *,
+    solver: str = "auto",
+    standardise: bool = True,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    tolerance: float | None = None,
+) -> RidgePlan:
+    """Decompose features for all inner splits of one training set and for the set itself.
+
+    Parameters
+    ----------
+    features
+        Shape (rows, features), float32 or float64, training and test rows.
+    samples
+        Which samples train and test.
+    alphas
+        Penalties, above 0.
+    solver
+        ``primal`` (decompositions of features x features), ``dual`` (rows x rows), or ``auto``:
+        whichever is smaller. The answers are the same to rounding.
+    standardise
+        Z-score features over the training samples and divide by the root of their number (see
+        `standardisation`); otherwise they are taken as they are.
+    device, dtype
+        Of the plan and of the targets that it will be given. Decompositions are made there, too,
+        in float64.
+    tolerance
+        Largest root mean square error of an interpolated prediction, for targets of variance
+        one; `TOLERANCE` of the dtype where None.
+
+    Returns
+    -------
+    RidgePlan
+        Serves any number of blocks of targets: `Targets(samples, block)` for `losses`, then
+        `choose_penalty`, then `predict`.
+
+    Notes
+    -----
+    An intercept is fitted in every training set and not penalised. Minimised is, over a training
+    set's samples, the sum of squared errors + alpha |coefficients|^2, as in scikit-learn's Ridge
+    and himalaya.
+    """
+    if solver not in ("auto", "primal", "dual"):
+        raise ValueError(f"unknown solver {solver!r}: auto, primal or dual")
+    device = torch.device(device)
+    features = features.to(device)
+    counts = torch.from_numpy(samples.counts(samples.train)).to(device, torch.float64)
+    rows = np.unique(samples.row[samples.train])
+    train = _on(rows, device)
+    if solver == "auto":
+        solver = "dual" if features.shape[1] >= len(rows) else "primal"
+    if standardise:
+        centre, scale = standardisation(features[train], counts[train])
+    else:
+        centre = (counts[train] / counts.sum()) @ features[train].double()
+        scale = torch.ones_like(centre)
+    tests, position = np.unique(samples.row[samples.test], return_inverse=True)
+    test = _on(tests, device)
+    stretch = None
+    if solver == "dual":
+        known = _symmetric_gram(features, centre, scale)
+        outer = _from_gram(known, train, test, counts[train])
+    else:
+        known = (features.double() - centre) * scale
+        own = known[train]
+        values, vectors = _kept((own.T * counts[train]) @ own, max(own.shape))
+        # Rotated, features have the same ridge solutions; divided by their lengths they are
+        # orthonormal, so that rounding of their products with targets is not blown up.
+        known, stretch = known @ vectors, values.sqrt()
+        outer = _Decomposition(known[train].T, known[test], values)
+    tolerance = TOLERANCE[dtype] if tolerance is None else tolerance
+    splits = [
+        _plan_split(
+            known, samples, number, list(alphas), stretch=stretch, dtype=dtype, tolerance=tolerance
+        )
+        for number in range(len(samples.inner))
+    ]
+    basis = None
+    if stretch is not None and splits:
+        basis = torch.cat([known[train] / stretch, torch.ones_like(known[train, :1])], 1)
+        splits, basis = _sums_or_moments(splits, basis, samples, rows, dtype)
+    hats = torch.stack([outer.hat(alpha) for alpha in alphas])
+    return RidgePlan(
+        alphas=tuple(float(alpha) for alpha in alphas),
+        form=solver,
+        samples=samples,
+        basis=None if basis is None else basis.to(dtype),
+        inner=tuple(splits),
+        hats=hats.to(dtype),
+        test_position=_on(position, device),
+    )
+
+
+def _plan_split(
+    known: torch.Tensor,
+    samples: Samples,
+    number: int,
+    alphas: list[float],
+    *,
+    stretch: torch.Tensor | None,
+    dtype: torch.dtype,
+    tolerance: float,
+) -> _Split:
+    """One inner split; `known` are inner products, or features where there is a `stretch`."""
+    trained, tested = (samples.counts(part) for part in samples.inner[number])
+    train, test = (_on(np.flatnonzero(count), known.device) for count in (trained, tested))
+    train_counts = _on(trained, known.device).double()[train]
+    test_counts = _on(tested, known.device).double()[test]
+    if stretch is None:
+        found = _from_gram(known, train, test, train_counts)
+    else:
+        found = _from_features(known, train, test, train_counts, stretch)
+    root_share = (test_counts / test_counts.sum()).sqrt()
+    found = _Decomposition(found.rotation, found.projection * root_share[:, None], found.values)
+    nodes, coefficients = interpolation(
+        found.projection.square().sum(0).sqrt(), found.values, alphas, tolerance=tolerance
+    )
+    operator = torch.cat([found.hat(alphas[node]) for node in nodes]).to(dtype)
+    # A target is its own residual at an infinite penalty, and takes what is left of the weights
+    weights = np.column_stack([coefficients, 1 - coefficients.sum(1)])
+    one, other = np.triu_indices(weights.shape[1])
+    squares = weights[:, one] * weights[:, other] * np.where(one == other, 1, 2)
+    return _Split(
+        operator,
+        _on(squares, known.device).to(dtype),
+        test_counts.to(dtype),
+        root_share.to(dtype),
+        float(trained.sum()),
+    )
+
+
+def _sums_or_moments(
+    splits: list[_Split],
+    basis: torch.Tensor,
+    samples: Samples,
+    rows: np.ndarray,
+    dtype: torch.dtype,
+) -> tuple[list[_Split], torch.Tensor | None]:
+    """Operators on moments where that is less work and as exact, on rows' sums otherwise."""
+    lengths = [len(np.unique(samples.row[train])) for train, _ in samples.inner]
+    moments = basis.numel() * (1 if samples.partitioned else len(splits))
+    moments += sum(split.operator.numel() for split in splits)
+    direct = sum(
+        len(split.operator) * length for split, length in zip(splits, lengths, strict=True)
+    )
+    # Rounding of the moments of a target of variance one, through the largest operator
+    worst = max(
+        float(
+            split.operator.double()
+            .view(-1, len(split.root_share), basis.shape[1])
+            .square()
+            .sum((1, 2))
+            .max()
+            .sqrt()
+        )
+        for split in splits
+    )
+    rounding = torch.finfo(dtype).eps * len(samples.train) ** 0.5 * worst
+    if moments < direct and rounding < MOST_ROUNDING:
+        return splits, basis
+    moved = []
+    for split, (train, _) in zip(splits, samples.inner, strict=True):
+        among = np.searchsorted(rows, np.unique(samples.row[train]))
+        operator = split.operator.double() @ basis[_on(among, basis.device)].T
+        moved.append(replace(split, operator=operator.to(dtype)))
+    return moved, None
+
+
+def choose_penalty(
+    losses: torch.Tensor,
+    *,
+    labels: np.ndarray | None = None,
+    usable: np.ndarray | None = None,
+) -> torch.Tensor:
+    """Index of the penalty with the least held-out squared error.
+
+    Parameters
+    ----------
+    losses
+        Shape (penalties, targets), of `RidgePlan.losses`.
+    labels
+        Shape (targets,): targets with the same label share a penalty, that of the least sum of
+        their squared errors (himalaya's ``local_alpha=False`` within each label). None: each
+        target has its own.
+    usable
+        Shape (targets,): targets that have a say; all where None.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape (targets,), int64.
+    """
+    if labels is None:
+        return losses.min(0).indices  # argmin over rows is many times slower
+    names, label = np.unique(np.asarray(labels), return_inverse=True)
+    vote = np.ones(len(label), bool) if usable is None else np.asarray(usable, bool)
+    together = np.zeros((len(losses), len(names)))
+    exact = losses.double().cpu().numpy()
+    for row, values in enumerate(exact):
+        together[row] = np.bincount(label[vote], values[vote], minlength=len(names))
+    return torch.from_numpy(together.argmin(0)[label]).to(losses.device)
+
+
+@dataclass(frozen=True)
+class RidgeFit:
+    """What `ridge_cv` finds.
+
+    Attributes
+    ----------
+    alpha
+        Shape (targets,): the penalty chosen; NaN for targets with a value that is not finite.
+    choice
+        Shape (targets,): its index in the penalties, -1 for those.
+    prediction
+        Shape (test rows, targets); NaN for those. None where there is nothing to predict.
+    plan
+        The decompositions: their form, and what they cost.
+    """
+
+    alpha: np.ndarray
+    choice: np.ndarray
+    prediction: np.ndarray | None
+    plan: RidgePlan
+
+
+def ridge_cv(
+    features: np.ndarray | torch.Tensor,
+    targets: np.ndarray | torch.Tensor | Callable[[int, int], np.ndarray],
+    folds: Sequence[tuple[np.ndarray, np.ndarray]],
+    alphas: Sequence[float],
+    *,
+    test_features: np.ndarray | torch.Tensor | None = None,
+    row: np.ndarray | None = None,
+    n_targets: int | None = None,
+    solver: str = "auto",
+    alpha_per: str | np.ndarray = "voxel",
+    standardise: bool = False,
+    voxel_batch: int = 4096,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> RidgeFit:
+    """Ridge regression with the penalty of each target, or group of targets, by cross-validation.
+
+    Parameters
+    ----------
+    features
+        Shape (rows, features).
+    targets
+        Shape (samples, targets), or a function that gives targets first to last of them, which
+        needs `n_targets`: only `voxel_batch` of them are held at a time.
+    folds
+        Pairs of indices of samples, train and test: the penalty is that of the least squared
+        error of the test samples, mean over them, then over folds.
+    alphas
+        Penalties.
+    test_features
+        Shape (test rows, features): what to predict by the model of all samples.
+    row
+        Shape (samples,): row of features of each sample; by default sample k has row k. Repeats
+        of a stimulus are collapsed, with the same result as if they were not.
+    solver
+        ``auto``, ``primal`` or ``dual``.
+    alpha_per
+        ``voxel``, or labels, shape (targets,): those with the same label share a penalty.
+    standardise
+        See `plan_ridge`.
+    voxel_batch
+        Targets that are worked on together.
+    device, dtype
+        Where and in which precision the targets' share of the work is done.
+
+    Returns
+    -------
+    RidgeFit
+
+    Raises
+    ------
+    ValueError
+        Where shapes do not match.
+    """
+    known = torch.as_tensor(features)
+    given = targets if callable(targets) else None
+    if given is None:
+        whole = torch.as_tensor(targets)
+        n_targets = whole.shape[1]
+    elif n_targets is None:
+        raise ValueError("targets given by a function need n_targets")
+    index = np.arange(len(known)) if row is None else np.asarray(row)
+    if given is None and len(whole) != len(index):
+        raise ValueError(f"{len(whole)} samples of targets, {len(index)} of features")
+    everyone = np.arange(len(index))
+    n_rows = len(known)
+    test_rows = everyone[:0]
+    if test_features is not None:
+        test_rows = np.arange(len(test_features))
+        known = torch.cat([known, torch.as_tensor(test_features).to(known)])
+    samples = Samples(
+        np.concatenate([index, n_rows + test_rows]),
+        len(known),
+        everyone,
+        len(index) + test_rows,
+        tuple((np.asarray(train), np.asarray(test)) for train, test in folds),
+    )
+    plan = plan_ridge(
+        known, samples, alphas, solver=solver, standardise=standardise, device=device, dtype=dtype
+    )
+    labels = None if isinstance(alpha_per, str) else np.asarray(alpha_per)
+    choice = np.full(n_targets, -1)
+    usable = np.ones(n_targets, bool)
+    prediction = None
+    if test_features is not None:
+        prediction = np.empty(
+            (len(test_rows), n_targets), torch.empty(0, dtype=dtype).numpy().dtype
+        )
+    blocks = [
+        slice(first, min(first + voxel_batch, n_targets))
+        for first in range(0, n_targets, voxel_batch)
+    ]
+
+    def block_of(part: slice) -> Targets:
+        block = whole[:, part] if given is None else torch.as_tensor(given(part.start, part.stop))
+        block = block.to(device, dtype)
+        finite = torch.isfinite(block.sum(0))
+        usable[part] = finite.cpu().numpy()
+        if not usable[part].all():
+            block = torch.where(finite, block, 0.0)
+        return Targets(samples, block)
+
+    def finish(part: slice, block: Targets, chosen: torch.Tensor) -> None:
+        choice[part] = np.where(usable[part], chosen.cpu().numpy(), -1)
+        if prediction is not None:
+            prediction[:, part] = plan.predict(block, chosen).cpu().numpy()
+
+    kept = []
+    for part in blocks:
+        block = block_of(part)
+        losses = plan.losses(block)
+        if labels is None:
+            finish(part, block, choose_penalty(losses))
+        else:
+            kept.append(losses.cpu())
+    if labels is not None:
+        chosen = choose_penalty(torch.cat(kept, 1), labels=labels, usable=usable)
+        for part in blocks:
+            finish(part, block_of(part), chosen[part].to(device))
+    if prediction is not None:
+        prediction[:, ~usable] = np.nan
+    grid = np.append(np.asarray(alphas, float), np.nan)
+    return RidgeFit(grid[choice], choice, prediction, plan)
