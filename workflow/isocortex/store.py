@@ -57,6 +57,9 @@ class Spec:
     version: int = 1
     block: str | None = field(default=None)
     """The dimension along which arrays are cut into chunks; others stay whole."""
+    compressed: bool = True
+    """Whether chunks are compressed. Activations hardly shrink, and compressing them takes longer
+    than computing them."""
 
 
 _GEOMETRY = {
@@ -94,9 +97,11 @@ _PREDICTOR = {
 }
 
 
-def _optional(dims: tuple[str, ...], docs: Mapping[str, str]) -> dict[str, Array]:
+def _optional(
+    dims: tuple[str, ...], docs: Mapping[str, str], *, kind: str = "f8"
+) -> dict[str, Array]:
     """Return float arrays of the same dimensions that a store may lack."""
-    return {key: Array(dims, "f8", doc, required=False) for key, doc in docs.items()}
+    return {key: Array(dims, kind, doc, required=False) for key, doc in docs.items()}
 
 
 _STATISTIC = {
@@ -217,6 +222,7 @@ SPECS: dict[str, Spec] = {
         doc="Responses of a model's layers to the stimuli, one group a layer",
         groups=True,
         block="stimulus",
+        compressed=False,
         arrays={
             "activation": Array(("stimulus", ...), "f4", "response of the layer's units"),
             "stimulus": Array(("stimulus",), "str", "stimulus id"),
@@ -568,6 +574,28 @@ SPECS: dict[str, Spec] = {
             "score_normalised": Array(
                 ("layer", "voxel"), "f4", "score over the noise ceiling's correlation"
             ),
+            **_optional(
+                ("layer", "voxel"),
+                {
+                    "r2": "held-out coefficient of determination, mean over folds",
+                    "r2_normalised": "r2 over the explainable share of variance",
+                    "fraction": "norm of the weights over that without a penalty, mean over folds",
+                    "p": "p-value of r, one-sided, by permuting held-out predictions",
+                    "p_fdr": "the same, false discovery rate over a layer's voxels",
+                    "p_fwe": "the same, family-wise over voxels and layers (largest r)",
+                },
+                kind="f4",
+            ),
+            "agreement": Array(
+                ("layer", "region", "stimulus"),
+                "f4",
+                "what a stimulus adds to the mean r of a region's voxels: sums to it over "
+                "stimuli, and weighted by how often a bootstrap sample draws each stimulus sums "
+                "to the sample's r to first order",
+                required=False,
+            ),
+            "region": Array(("region",), "str", "name of the region", required=False),
+            "stimulus": Array(("stimulus",), "str", "stimulus or volume id", required=False),
             "alpha": Array(("layer", "voxel"), "f4", "penalty, geometric mean over folds"),
             "best_layer": Array(("voxel",), "i2", "index of the best layer, -1 where none"),
             "noise_ceiling": Array(("voxel",), "f4", "highest correlation to be expected"),
@@ -575,6 +603,110 @@ SPECS: dict[str, Spec] = {
             **_GEOMETRY,
         },
         attrs=("affine", "shape", "space", "subject", "task", "model", "folds", "device"),
+    ),
+    "encoding_weights": Spec(
+        doc="Weights of ridge regression on all of one subject's samples, one group a layer",
+        groups=True,
+        block="voxel",
+        arrays={
+            "weight": Array(
+                ("unit", "voxel"),
+                "f4",
+                "weight of (feature - centre) x scale; predicts the centred response",
+                required=False,
+            ),
+            "dual": Array(
+                ("stimulus", "voxel"),
+                "f4",
+                "weight of the inner product with a stimulus' (feature - centre) x scale: the "
+                "units' weights are these stimuli's scaled features, transposed, times it",
+                required=False,
+            ),
+            "centre": Array(("unit",), "f8", "mean of the unit over the samples"),
+            "scale": Array(
+                ("unit",), "f8", "1 / (SD x root of the number of units that vary), 0 for constant"
+            ),
+            "stimulus": Array(("stimulus",), "str", "stimulus or volume id", required=False),
+            **_GEOMETRY,
+        },
+        attrs=("affine", "shape", "space", "subject", "task", "model", "layer"),
+    ),
+    "encoding_predictions": Spec(
+        doc="Held-out predictions of one subject's responses from the layers of one model",
+        block="voxel",
+        arrays={
+            "prediction": Array(
+                ("layer", "sample", "voxel"),
+                "f4",
+                "response predicted by a model that was not trained on it; NaN where not tested",
+            ),
+            "layer": Array(("layer",), "str", "name of the layer"),
+            "stimulus": Array(("sample",), "str", "stimulus or volume id"),
+            "run": Array(("sample",), "str", "run of the sample"),
+            "index": Array(("sample",), "i4", "number of the trial or volume in its store"),
+            **_GEOMETRY,
+        },
+        attrs=("affine", "shape", "space", "subject", "task", "model", "folds"),
+    ),
+    "readout": Spec(
+        doc="Prediction of one subject's responses from a model's feature maps by a readout",
+        block="voxel",
+        arrays={
+            "score": Array(("voxel",), "f4", "held-out Pearson r, mean over folds"),
+            "r2": Array(
+                ("voxel",), "f4", "held-out coefficient of determination, mean over folds"
+            ),
+            "score_normalised": Array(
+                ("voxel",), "f4", "score over the noise ceiling's correlation"
+            ),
+            "noise_ceiling": Array(("voxel",), "f4", "highest correlation to be expected"),
+            "layer_weight": Array(
+                ("layer", "voxel"),
+                "f4",
+                "share of a layer in the variance of the prediction, 0 to 1, mean over folds",
+            ),
+            "preferred_layer": Array(
+                ("voxel",), "i2", "index of the layer with the largest share, -1 where none"
+            ),
+            **_optional(
+                ("voxel",),
+                {
+                    "x": "centre of the receptive field to the right of the image's centre, in "
+                    "field_units",
+                    "y": "the same upwards",
+                    "size": "size of the receptive field (standard deviation), in field_units",
+                },
+                kind="f4",
+            ),
+            **_optional(
+                ("query", "row", "column"),
+                {"attention": "mean attention over tested stimuli and folds, sum 1 over the image"},
+                kind="f4",
+            ),
+            "query": Array(("query",), "str", "region or voxel that attends", required=False),
+            "training_loss": Array(
+                ("fold", "epoch"), "f8", "mean squared error of standardised responses in training"
+            ),
+            "validation_loss": Array(
+                ("fold", "epoch"), "f8", "the same of the rows that training is stopped by"
+            ),
+            "n_epochs": Array(("fold",), "i4", "epochs that were trained"),
+            "layer": Array(("layer",), "str", "name of the layer"),
+            **_GEOMETRY,
+        },
+        attrs=(
+            "affine",
+            "shape",
+            "space",
+            "subject",
+            "task",
+            "model",
+            "name",
+            "kind",
+            "folds",
+            "device",
+            "field_units",
+        ),
     ),
     "encoding_summary": Spec(
         doc="Encoding scores by region and over subjects",
@@ -679,6 +811,8 @@ def _prepare(dataset: xr.Dataset, spec: Spec) -> tuple[xr.Dataset, dict[str, dic
             chunks = tuple(chunk if a == axis else n for a, n in enumerate(array.shape))
             shards = tuple(shard if a == axis else n for a, n in enumerate(array.shape))
             encoding[key] = {"chunks": chunks}
+            if not spec.compressed:
+                encoding[key]["compressors"] = None
             if shards != chunks:
                 encoding[key]["shards"] = shards
             if array.chunks is not None:
@@ -724,48 +858,237 @@ def write(
     ValueError
         Where the dataset does not fit the spec.
     """
-    import zarr
 
     path = Path(path)
+    parts = _parts(dataset, path, spec)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = provenance.temporary_beside(path)
+    path.with_suffix(".json").unlink(missing_ok=True)
+    try:
+        _write_parts(parts, temporary, spec)
+        return _put_in_place(temporary, path, spec, sources=sources, code=code)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _parts(
+    dataset: xr.Dataset | Mapping[str, xr.Dataset], path: Path, spec: str
+) -> dict[str, xr.Dataset]:
+    """Return a store's datasets by group (``""`` where there are none), checked."""
     wanted = SPECS[spec]
     parts = dict(dataset) if isinstance(dataset, Mapping) and wanted.groups else {"": dataset}
     if wanted.groups and "" in parts:
         raise ValueError(f"{path}: spec {spec!r} is written as a mapping of groups")
     for name, part in parts.items():
         check(part, spec, where=f"{path}{':' + name if name else ''}")
+    return parts
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = provenance.temporary_beside(path)
-    manifest = path.with_suffix(".json")
-    manifest.unlink(missing_ok=True)
+
+def _write_parts(
+    parts: Mapping[str, xr.Dataset], folder: Path, spec: str, *, compute: bool = True
+) -> None:
+    """Write datasets into a folder; not the values of dask arrays where ``compute`` is false."""
+    import zarr
+
+    wanted = SPECS[spec]
     root_attrs = {"spec": spec, "spec_version": wanted.version, "doc": wanted.doc}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if wanted.groups:
-                root = zarr.open_group(temporary, mode="w", zarr_format=3)
-                root.attrs.update(root_attrs | {"groups": list(parts)})
-            for name, part in parts.items():
-                ready, encoding = _prepare(part, wanted)
-                ready.attrs = _plain({**part.attrs, **({} if wanted.groups else root_attrs)})
-                ready.to_zarr(
-                    temporary,
-                    group=name or None,
-                    mode="a" if wanted.groups else "w",
-                    zarr_format=3,
-                    consolidated=False,
-                    encoding=encoding,
-                )
-            zarr.consolidate_metadata(temporary)
-        digest = provenance.directory_digest(temporary)
-        provenance.replace_with(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if wanted.groups:
+            root = zarr.open_group(folder, mode="w", zarr_format=3)
+            root.attrs.update(root_attrs | {"groups": list(parts)})
+        for name, part in parts.items():
+            ready, encoding = _prepare(part, wanted)
+            ready.attrs = _plain({**part.attrs, **({} if wanted.groups else root_attrs)})
+            ready.to_zarr(
+                folder,
+                group=name or None,
+                mode="a" if wanted.groups else "w",
+                zarr_format=3,
+                consolidated=False,
+                encoding=encoding,
+                compute=compute,
+            )
+
+
+def _put_in_place(
+    temporary: Path, path: Path, spec: str, *, sources: Sequence[str | Path], code: str
+) -> Path:
+    """Consolidate what was written, give it its name and write its manifest."""
+    import zarr
+
+    manifest = path.with_suffix(".json")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        zarr.consolidate_metadata(temporary)
+    digest = provenance.directory_digest(temporary)
+    provenance.replace_with(temporary, path)
     provenance.write_provenance(manifest, sources=sources, code=code)
     provenance.write_json(
-        manifest, {"spec": spec, "spec_version": wanted.version, "content": digest}
+        manifest, {"spec": spec, "spec_version": SPECS[spec].version, "content": digest}
     )
     return manifest
+
+
+class Stream:
+    """A store of groups that is written a few rows at a time.
+
+    The bytes are those that `write` gives. They lie in a hidden folder beside the store until
+    `finish`, with all rows that were appended: a stream of the same key goes on behind them, also
+    after its process was killed. Rows that do not fill a shard wait in plain files.
+
+    Parameters
+    ----------
+    path
+        The store.
+    spec
+        Name of a spec with groups; rows are along its block dimension.
+    key
+        A digest of all that the content follows from. What a stream of another key left is
+        removed.
+
+    Attributes
+    ----------
+    rows
+        How many rows there are.
+    notes
+        What `begin` was given to keep; empty before.
+    """
+
+    def __init__(self, path: str | Path, *, spec: str, key: str) -> None:
+        self.path, self.spec = Path(path), spec
+        self.folder = self.path.with_name(f".{self.path.name}.unfinished")
+        self._content = self.folder / "content"
+        self._key = key
+        self.rows = 0
+        self.notes: dict[str, Any] = {}
+        self._arrays: dict[str, Any] = {}
+        self._waiting: set[Path] = set()
+        state = self._state()
+        if state is None:
+            self.discard()
+            return
+        self.rows, self.notes = state["rows"], state["notes"]
+        self._open(state["groups"])
+        # What a write left that was cut short, and rows that no longer wait.
+        for left in self._content.rglob("*.partial"):
+            left.unlink()
+        for file in self.folder.glob("*.rows"):
+            start, stop = map(int, file.stem.split("-")[1:])
+            if start <= self.rows < stop:
+                self._waiting.add(file)
+            else:
+                file.unlink()
+
+    def _state(self) -> dict[str, Any] | None:
+        """Return how far a stream of the same key came, None where there is none."""
+        try:
+            state = json.loads((self.folder / "progress.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return state if state.get("key") == self._key else None
+
+    @property
+    def begun(self) -> bool:
+        """Whether the arrays are there."""
+        return bool(self._arrays)
+
+    def begin(
+        self, parts: Mapping[str, xr.Dataset], *, notes: Mapping[str, Any] | None = None
+    ) -> None:
+        """Make the arrays: dask arrays are made empty, others are written.
+
+        Parameters
+        ----------
+        parts
+            What the spec says, by group; each with one dask array, whose values are not used.
+        notes
+            What a stream that goes on has to know, JSON.
+        """
+        self.discard()
+        self.folder.mkdir(parents=True)
+        _write_parts(_parts(parts, self.path, self.spec), self._content, self.spec, compute=False)
+        names = {
+            group: next(key for key, array in part.variables.items() if array.chunks is not None)
+            for group, part in parts.items()
+        }
+        self.notes = dict(notes or {})
+        self._open(names)
+        self._keep()
+
+    def _open(self, names: Mapping[str, str]) -> None:
+        import zarr
+
+        self._names = dict(names)
+        self._arrays = {
+            group: zarr.open_array(self._content / group / name, mode="r+")
+            for group, name in names.items()
+        }
+
+    def _keep(self) -> None:
+        provenance.write_json(
+            self.folder / "progress.json",
+            {"key": self._key, "rows": self.rows, "notes": self.notes, "groups": self._names},
+        )
+
+    def append(self, values: Mapping[str, np.ndarray]) -> None:
+        """Write the next rows of every group; they count once all of them are there."""
+        (count,) = {len(rows) for rows in values.values()}
+        if values.keys() != self._arrays.keys():
+            raise ValueError(f"{self.path}: rows of {list(values)}, not of {list(self._arrays)}")
+        over: set[Path] = set()
+        for place, (group, rows) in enumerate(values.items()):
+            over |= self._put(place, group, rows)
+        self.rows += count
+        self._keep()
+        for file in over:
+            file.unlink(missing_ok=True)
+            self._waiting.discard(file)
+
+    def _put(self, place: int, group: str, rows: np.ndarray) -> set[Path]:
+        """Write rows of one group; return the files of waiting rows that are no longer needed."""
+        array = self._arrays[group]
+        total, shard = array.shape[0], (array.shards or array.chunks)[0]
+        if rows.shape[1:] != array.shape[1:] or self.rows + len(rows) > total:
+            raise ValueError(f"{self.path}: rows {rows.shape} of {group} for {array.shape}")
+        over = set()
+        at, last = self.rows, self.rows + len(rows)
+        while at < last:
+            start = at - at % shard
+            end = min(start + shard, total)
+            stop = min(end, last)
+            part = rows[at - self.rows : stop - self.rows]
+            if at == start and stop == end:
+                array[start:end] = part
+            else:
+                file = self.folder / f"{place}-{start}-{end}.rows"
+                with file.open("r+b" if file in self._waiting else "wb") as stream:
+                    stream.seek((at - start) * array.dtype.itemsize * int(np.prod(array.shape[1:])))
+                    np.ascontiguousarray(part, dtype=array.dtype).tofile(stream)
+                self._waiting.add(file)
+                if stop == end:
+                    waited = np.fromfile(file, dtype=array.dtype)
+                    array[start:end] = waited.reshape(end - start, *array.shape[1:])
+                    over.add(file)
+            at = stop
+        return over
+
+    def finish(self, *, sources: Sequence[str | Path] = (), code: str = "") -> Path:
+        """Put the store in its place, see `write`; the hidden folder is removed."""
+        for group, array in self._arrays.items():
+            if self.rows != array.shape[0]:
+                raise ValueError(f"{self.path}: {self.rows} of {array.shape[0]} rows of {group}")
+        manifest = self.path.with_suffix(".json")
+        manifest.unlink(missing_ok=True)
+        _put_in_place(self._content, self.path, self.spec, sources=sources, code=code)
+        self.discard()
+        return manifest
+
+    def discard(self) -> None:
+        """Remove the hidden folder and all rows in it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.rows, self.notes = 0, {}
+        self._arrays, self._waiting = {}, set()
 
 
 def _plain(attrs: Mapping[str, Any]) -> dict[str, Any]:

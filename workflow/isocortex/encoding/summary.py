@@ -5,12 +5,11 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import xarray as xr
 
 from isocortex import bids, provenance, store
-from isocortex.encoding.maps import legend, write_map
+from isocortex.encoding.maps import legend, regions_of_voxels, write_map
 from isocortex.errors import InputError
 from isocortex.multiple_tests import CORRECTIONS, correct_p
 
@@ -55,19 +54,6 @@ def one_sample_inference(
     t = np.where(error > 0, t, np.where(mean > 0, np.inf, -np.inf))
     p = np.where(enough, scipy.stats.t.sf(t, freedom), np.nan)
     return np.tanh(mean), np.tanh(mean - margin), np.tanh(mean + margin), p
-
-
-def _regions_of_voxels(path: Path, data: xr.Dataset, where: str) -> np.ndarray:
-    """Region labels of a store's voxels, shape (voxels,)."""
-    image = nibabel.load(path)
-    if tuple(image.shape[:3]) != tuple(data.attrs["shape"]) or not np.allclose(
-        image.affine, data.attrs["affine"], atol=1e-3
-    ):
-        raise InputError(
-            f"regions {path} are not on the grid of the encoding of {where}: resample them to it"
-        )
-    volume = np.rint(np.asarray(image.dataobj)).astype(int).reshape(image.shape[:3])
-    return volume[tuple(data[axis].values for axis in "ijk")]
 
 
 def summarise_encoding(
@@ -149,7 +135,9 @@ def summarise_encoding(
         subject = str(data.attrs["subject"])
         column = subjects.index(subject)
         if subject not in region_of:
-            region_of[subject] = _regions_of_voxels(by_subject[subject], data, f"subject {subject}")
+            region_of[subject] = regions_of_voxels(
+                by_subject[subject], data, data.attrs, where=f"subject {subject}"
+            )
         ceiling = data["noise_ceiling"].values.astype(float)
         responsive = np.isfinite(data["score"].values).any(0)
         if np.isfinite(ceiling).any():

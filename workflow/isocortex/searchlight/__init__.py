@@ -11,16 +11,16 @@ from isocortex.searchlight.group import (
     sign_flips,
 )
 from isocortex.searchlight.reading import inside_mask, read_patterns
-from isocortex.searchlight.sampling import (
+from isocortex.searchlight.scoring import Models, Patterns, score_block
+from isocortex.searchlight.spheres import Spheres, sphere_offsets, spheres
+from isocortex.searchlight.subject import map_searchlight, map_surface_searchlight
+from isocortex.searchlight.tfce import grid_edges, neighbour_table, tfce
+from isocortex.surface import (
     MESH,
     Surface,
     sampling_weights,
     template_surface,
 )
-from isocortex.searchlight.scoring import Models, Patterns, score_block
-from isocortex.searchlight.spheres import Spheres, sphere_offsets, spheres
-from isocortex.searchlight.subject import map_searchlight, map_surface_searchlight
-from isocortex.searchlight.tfce import grid_edges, neighbour_table, tfce
 
 __all__ = [
     "MESH",

@@ -17,8 +17,8 @@ from isocortex.rsa.compare import KERNELS
 from isocortex.rsa.dissimilarity import CROSS_VALIDATED
 from isocortex.searchlight.discs import mesh_edges
 from isocortex.searchlight.maps import write_maps
-from isocortex.searchlight.sampling import template_surface
 from isocortex.searchlight.tfce import CONNECTIVITIES, grid_edges, neighbour_table, tfce
+from isocortex.surface import template_surface
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from isocortex.provenance import write_json
-
-HEMISPHERES = {"left": "L", "right": "R"}
+from isocortex.surface import HEMISPHERES, write_texture
 
 
 def plain_name(predictor: str) -> str:
@@ -120,24 +119,12 @@ def _save_surface(
     attrs: Mapping[str, Any],
     prefix: str,
 ) -> None:
-    import nibabel as nib
-
     sides = np.asarray(centres["hemisphere"])
     for side, letter in HEMISPHERES.items():
         here = sides == side
         # As many values as the template's hemisphere has vertices, whatever the store holds.
         row = np.full(int(attrs["n_vertices"]), outside, dtype=dtype)
         row[np.asarray(centres["index"])[here]] = np.asarray(values)[here]
-        array = nib.gifti.GiftiDataArray(
-            row,
-            intent="NIFTI_INTENT_LABEL" if dtype is np.int32 else "NIFTI_INTENT_NONE",
-            datatype="NIFTI_TYPE_INT32" if dtype is np.int32 else "NIFTI_TYPE_FLOAT32",
-            meta=nib.gifti.GiftiMetaData(Name=label),
-        )
-        image = nib.gifti.GiftiImage(
-            darrays=[array],
-            meta=nib.gifti.GiftiMetaData(AnatomicalStructurePrimary=f"Cortex{side.capitalize()}"),
-        )
         ending = "label.gii" if dtype is np.int32 else "func.gii"
         name = f"{prefix}_hemi-{letter}_space-{attrs['mesh']}_desc-{label}.{ending}"
-        nib.save(image, folder / name)
+        write_texture(folder / name, row, side=side, name=label)

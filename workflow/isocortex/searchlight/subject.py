@@ -21,9 +21,9 @@ from isocortex.rsa.transforms import parse_transform
 from isocortex.searchlight.discs import discs
 from isocortex.searchlight.maps import write_maps
 from isocortex.searchlight.reading import inside_mask, noise_settings, read_patterns
-from isocortex.searchlight.sampling import MESH, sampling_weights, template_surface
 from isocortex.searchlight.scoring import Models, Neighbourhoods, Patterns, score_block
 from isocortex.searchlight.spheres import spheres
+from isocortex.surface import MESH, sampling_weights, template_surface
 
 logger = logging.getLogger(__name__)
 

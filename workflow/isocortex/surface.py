@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy.sparse import coo_array, csr_array
@@ -11,6 +12,9 @@ from scipy.sparse import coo_array, csr_array
 MESH = "fsaverage5"
 DEPTHS = 10
 """Points between white and pial surface that a vertex samples, as in nilearn's ``vol_to_surf``."""
+
+
+HEMISPHERES = {"left": "L", "right": "R"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,3 +116,34 @@ def sampling_weights(
         (np.concatenate(weights), (np.concatenate(vertices), np.concatenate(columns))),
         shape=(len(surface.index), len(voxels)),
     ).tocsr()
+
+
+def write_texture(path: str | Path, values: np.ndarray, *, side: str, name: str) -> Path:
+    """Write one value a vertex of a hemisphere as GIFTI: labels for int32, else a function.
+
+    Parameters
+    ----------
+    path
+        ``.label.gii`` or ``.func.gii``.
+    values
+        Shape (vertices of the hemisphere,).
+    side
+        ``left`` or ``right``.
+    name
+        What the values are.
+    """
+    import nibabel as nib
+
+    labels = values.dtype == np.int32
+    array = nib.gifti.GiftiDataArray(
+        values,
+        intent="NIFTI_INTENT_LABEL" if labels else "NIFTI_INTENT_NONE",
+        datatype="NIFTI_TYPE_INT32" if labels else "NIFTI_TYPE_FLOAT32",
+        meta=nib.gifti.GiftiMetaData(Name=name),
+    )
+    image = nib.gifti.GiftiImage(
+        darrays=[array],
+        meta=nib.gifti.GiftiMetaData(AnatomicalStructurePrimary=f"Cortex{side.capitalize()}"),
+    )
+    nib.save(image, path)
+    return Path(path)
