@@ -172,12 +172,24 @@ def _expand_seeds(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+WITHOUT_WEIGHTS = (
+    "pixels",
+    "gabor",
+    "luminance",
+    "colour",
+    "gist",
+    "motion-energy",
+    "contrast-energy",
+)
+"""Builtin models that are the same for every seed."""
+
+
 def _check_seeds(key: str, model: Mapping[str, Any]) -> None:
     """Refuse seeds of a model that would all be the same."""
     weights = model["weights"]
     if model["seed"]:
         raise InputError(f"config: {key} has seed and seeds: remove one")
-    if model["source"] == "builtin" and model["architecture"] in ("pixels", "gabor"):
+    if model["source"] == "builtin" and model["architecture"] in WITHOUT_WEIGHTS:
         raise InputError(
             f"config: {key}.seeds: {model['architecture']} has no weights, all seeds are the "
             "same: remove seeds"
