@@ -653,66 +653,6 @@ SPECS: dict[str, Spec] = {
         block="voxel",
         arrays={
             "score": Array(("voxel",), "f4", "held-out Pearson r, mean over folds"),
-            "r2": Array(
-                ("voxel",), "f4", "held-out coefficient of determination, mean over folds"
-            ),
-            "score_normalised": Array(
-                ("voxel",), "f4", "score over the noise ceiling's correlation"
-            ),
-            "noise_ceiling": Array(("voxel",), "f4", "highest correlation to be expected"),
-            "layer_weight": Array(
-                ("layer", "voxel"),
-                "f4",
-                "share of a layer in the variance of the prediction, 0 to 1, mean over folds",
-            ),
-            "preferred_layer": Array(
-                ("voxel",), "i2", "index of the layer with the largest share, -1 where none"
-            ),
-            **_optional(
-                ("voxel",),
-                {
-                    "x": "centre of the receptive field to the right of the image's centre, in "
-                    "field_units",
-                    "y": "the same upwards",
-                    "size": "size of the receptive field (standard deviation), in field_units",
-                },
-                kind="f4",
-            ),
-            **_optional(
-                ("query", "row", "column"),
-                {"attention": "mean attention over tested stimuli and folds, sum 1 over the image"},
-                kind="f4",
-            ),
-            "query": Array(("query",), "str", "region or voxel that attends", required=False),
-            "training_loss": Array(
-                ("fold", "epoch"), "f8", "mean squared error of standardised responses in training"
-            ),
-            "validation_loss": Array(
-                ("fold", "epoch"), "f8", "the same of the rows that training is stopped by"
-            ),
-            "n_epochs": Array(("fold",), "i4", "epochs that were trained"),
-            "layer": Array(("layer",), "str", "name of the layer"),
-            **_GEOMETRY,
-        },
-        attrs=(
-            "affine",
-            "shape",
-            "space",
-            "subject",
-            "task",
-            "model",
-            "name",
-            "kind",
-            "folds",
-            "device",
-            "field_units",
-        ),
-    ),
-    "readout": Spec(
-        doc="Prediction of one subject's responses from a model's feature maps by a readout",
-        block="voxel",
-        arrays={
-            "score": Array(("voxel",), "f4", "held-out Pearson r, mean over folds"),
             "r2": Array(("voxel",), "f4", "held-out coefficient of determination, mean over folds"),
             "score_normalised": Array(
                 ("voxel",), "f4", "score over the noise ceiling's correlation"
