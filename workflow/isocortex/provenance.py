@@ -10,6 +10,7 @@ import functools
 import glob
 import gzip
 import hashlib
+import importlib.machinery
 import json
 import logging
 import os
@@ -174,6 +175,47 @@ def code_version(script: str) -> str:
     digest = hashlib.sha256()
     for file in code_files(script):
         digest.update(file.relative_to(SCRIPTS).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def function_files(reference: str, folder: str | Path, *, key: str) -> tuple[Path, ...]:
+    """Return the source files of the package that a user's function is in, without importing it.
+
+    Parameters
+    ----------
+    reference
+        ``package.module:function``.
+    folder
+        Where packages are looked for that are not on Python's path.
+    key
+        Of the config, for the error.
+
+    Raises
+    ------
+    InputError
+        Where the reference has another form, or there is no such package.
+    """
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", reference):
+        raise InputError(f"config: {key} is {reference!r}: write package.module:function")
+    package = reference.partition(":")[0].partition(".")[0]
+    where = [*(path or "." for path in sys.path), str(folder)]
+    found = importlib.machinery.PathFinder.find_spec(package, where)
+    if found is None:
+        raise InputError(
+            f"config: {key} names the package {package!r}, which is not on PYTHONPATH nor in "
+            f"{folder}: set folder of the model, or correct the name"
+        )
+    folders = found.submodule_search_locations
+    if folders is None:
+        return (Path(str(found.origin)),)
+    return tuple(sorted(file for place in folders for file in Path(place).rglob("*.py")))
+
+
+def digest_files(files: Sequence[str | Path]) -> str:
+    """Return one digest over the names and bytes of some files, in their order."""
+    digest = hashlib.sha256()
+    for file in map(Path, files):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]
 
 

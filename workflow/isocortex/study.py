@@ -16,7 +16,7 @@ from isocortex import bids
 from isocortex.config import check_config
 from isocortex.errors import InputError
 
-ENTRIES = ("rdms", "betas", "derivatives", "bids", "stimuli")
+ENTRIES = ("rdms", "betas", "timeseries", "derivatives", "bids", "stimuli")
 COMPARISONS = (
     "pearson",
     "spearman",
@@ -78,8 +78,8 @@ class Study:
     config
         The checked config, defaults filled in.
     entry
-        Where the study enters the chain: ``bids``, ``derivatives``, ``betas``, ``rdms``, or
-        ``stimuli`` where there is no brain.
+        Where the study enters the chain: ``bids``, ``derivatives``, ``betas``, ``timeseries``,
+        ``rdms``, or ``stimuli`` where there is no brain.
     subjects
         The index by subject label; empty where there is no brain.
     stimuli
@@ -100,6 +100,18 @@ class Study:
         return sorted({task for subject in self.subjects.values() for task in subject.tasks()})
 
     @property
+    def continuous_tasks(self) -> list[str]:
+        """Tasks whose volumes are predicted in place of trials, sorted."""
+        if self.entry == "timeseries":
+            return self.tasks
+        return sorted(set(self.config["glm"]["continuous_tasks"]) & set(self.tasks))
+
+    @property
+    def trial_tasks(self) -> list[str]:
+        """Tasks that have trials, sorted."""
+        return [task for task in self.tasks if task not in self.continuous_tasks]
+
+    @property
     def models(self) -> list[str]:
         """Names of the models that have features, in the config's order."""
         return list(self.config["features"]["models"])
@@ -112,7 +124,7 @@ class Study:
     @property
     def measures(self) -> list[str]:
         """The dissimilarities of the brain's RDMs."""
-        if self.entry == "stimuli":
+        if not self.trial_tasks:
             return []
         return ["given"] if self.entry == "rdms" else list(self.config["rsa"]["measures"])
 
@@ -143,7 +155,8 @@ class Study:
 def load_study(config: Mapping[str, Any]) -> Study:
     """Check a config and index its study.
 
-    Listings of folders are read, and the input table of betas or RDMs; no image is opened.
+    Listings of folders are read, and the input table of betas, time series or RDMs; no image is
+    opened.
 
     Raises
     ------
@@ -155,9 +168,9 @@ def load_study(config: Mapping[str, Any]) -> Study:
     entry = next((name for name in ENTRIES if name in given), "")
     if not entry:
         raise InputError(f"config: input needs one of {', '.join(reversed(ENTRIES))}")
-    if sum(name in given for name in ("rdms", "betas", "derivatives")) > 1:
+    if sum(name in given for name in ("rdms", "betas", "timeseries", "derivatives")) > 1:
         raise InputError(
-            "config: input takes one of derivatives, betas and rdms: remove the others"
+            "config: input takes one of derivatives, betas, timeseries and rdms: remove the others"
         )
     for key in ("subjects", "tasks"):
         if isinstance(checked[key], str) and checked[key] != "all":
@@ -186,7 +199,7 @@ def load_study(config: Mapping[str, Any]) -> Study:
         subjects = {}
     else:
         subjects = _index_table(Path(given[entry]), entry, chosen)
-    if entry not in ("rdms", "stimuli") and "regions" not in checked:
+    if entry not in ("rdms", "timeseries", "stimuli") and "regions" not in checked:
         raise InputError(
             "config: regions is missing: name an atlas, its labels and its space (see "
             "config/README.md)"
@@ -230,8 +243,12 @@ def _stimuli(checked: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, 
 
 
 def _index_table(table: Path, entry: str, chosen: Mapping[str, Any]) -> dict[str, bids.Subject]:
-    """Index a study that enters as a table of betas or RDMs: one run a row."""
-    needed = {"betas": ("subject", "image", "events"), "rdms": ("subject", "region", "file")}[entry]
+    """Index a study that enters as a table of betas, time series or RDMs: one run a row."""
+    needed = {
+        "betas": ("subject", "image", "events"),
+        "timeseries": ("subject", "file", "run", "task", "tr", "events"),
+        "rdms": ("subject", "region", "file"),
+    }[entry]
     rows = bids.read_table(table)
     missing = [column for column in needed if not rows or column not in rows[0]]
     if missing:
@@ -270,6 +287,9 @@ def _index_table(table: Path, entry: str, chosen: Mapping[str, Any]) -> dict[str
                     raise InputError(
                         f"{table}: {path} of subject {label} is missing: correct the path"
                     )
+            if entry == "timeseries":
+                runs.append(_series_run(row, label, file, beside, table))
+                continue
             runs.append(
                 bids.Run(
                     label,
@@ -289,12 +309,53 @@ def _index_table(table: Path, entry: str, chosen: Mapping[str, Any]) -> dict[str
         keys = [(run.task, run.label) for run in runs]
         for key in keys:
             if keys.count(key) > 1:
-                what = f", region {key[1]}" if entry == "rdms" else ""
+                kind = {"rdms": "region", "timeseries": "run"}.get(entry)
+                what = f", {kind} {key[1]}" if kind else ""
                 raise InputError(f"{table}: subject {label}{what} is there twice: remove one row")
         found[label] = bids.Subject(label, (), tuple(runs))
     if not found:
         raise InputError("no subject is left: change subjects or exclude in the config")
     return found
+
+
+def _series_run(
+    row: Mapping[str, str], label: str, file: Path, beside: Mapping[str, Path], table: Path
+) -> bids.Run:
+    """Return a run of the table of time series."""
+    task, run = row["task"].strip(), row["run"].strip()
+    for key, value in (("task", task), ("run", run)):
+        if not re.fullmatch(r"[A-Za-z0-9]+", value):
+            raise InputError(
+                f"{table}: {key} {value!r} of subject {label} is no label: use letters and digits "
+                "only"
+            )
+    if not file.name.lower().endswith(bids.SERIES_FILES):
+        raise InputError(
+            f"{table}: {file} of subject {label} is of a kind that is not read: save one of "
+            f"{', '.join(bids.SERIES_FILES)}"
+        )
+    if "events" not in beside:
+        raise InputError(f"{table}: subject {label}, run {run} has no events: fill the column in")
+    try:
+        tr = float(row["tr"])
+    except ValueError:
+        tr = 0.0
+    if not 0 < tr < 100:
+        raise InputError(
+            f"{table}: tr of subject {label}, run {run} is {row['tr']!r}: write seconds, above 0"
+        )
+    return bids.Run(
+        label,
+        "",
+        task,
+        run,
+        f"func/sub-{label}_task-{task}_run-{run}",
+        file,
+        (),
+        beside["events"],
+        beside.get("mask"),
+        tr=tr,
+    )
 
 
 def _index_model_rdms(table: Path, *, taken: Iterable[str]) -> dict[str, tuple[GivenRDM, ...]]:
@@ -355,6 +416,8 @@ def _check_partition(study: Study) -> None:
             layers = layers if all(layers) else []
         elif model in models:
             layers = models[model].get("layers")
+            if "all" in layers or any(set("*?[") & set(name) for name in layers):
+                layers = []  # which a pattern stands for, only the job finds out
             where = f"features.models.{model}.layers"
         else:
             key = "features.models and input.model_rdms have"
@@ -423,8 +486,46 @@ def check_comparison(text: str, *, key: str = "rsa.comparisons") -> None:
         raise InputError(f"config: {key} has {text!r}: {kind} needs {wanted}")
 
 
+def _check_continuous(study: Study) -> None:
+    """Refuse continuous tasks that are not there, or have no time series or no grid."""
+    tasks = study.config["glm"]["continuous_tasks"]
+    if tasks and study.entry not in ("bids", "derivatives"):
+        raise InputError(
+            f"config: glm.continuous_tasks names {tasks[0]!r}, and input.{study.entry} has no runs "
+            "to clean: remove it"
+        )
+    for task in tasks:
+        # Other subjects or a choice of tasks may leave one out; a misspelt name must not pass.
+        chosen = study.config["tasks"]
+        if task not in study.tasks and (chosen == "all" or task in chosen):
+            near = difflib.get_close_matches(task, study.tasks, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(study.tasks)}"
+            raise InputError(
+                f"config: glm.continuous_tasks names {task!r}, which is no task of the study: {hint}"
+            )
+    if study.entry != "timeseries":
+        return
+    for subject in study.subjects.values():
+        for task in subject.tasks():
+            runs = subject.of(task)
+            for run in runs:
+                where = f"{study.config['input']['timeseries']}: subject {subject.label}, {task}"
+                if abs(run.tr - runs[0].tr) > 1e-6:
+                    raise InputError(
+                        f"{where}: runs {runs[0].label} and {run.label} have different tr: give "
+                        "them different task names"
+                    )
+                gridded = run.bold.name.endswith((".nii", ".nii.gz"))
+                if "regions" in study.config and not gridded:
+                    raise InputError(
+                        f"{where}: {run.bold.name} has no grid that regions could be on: remove "
+                        "regions from the config, or give NIfTI files"
+                    )
+
+
 def _check_choices(study: Study) -> None:
     """Refuse choices that the study's files cannot serve."""
+    _check_continuous(study)
     for text in study.config["rsa"]["comparisons"]:
         check_comparison(text)
     _check_partition(study)
@@ -491,7 +592,7 @@ def _check_measures(study: Study, measures: list[str], key: str) -> None:
     if study.entry in ("bids", "derivatives") and crossvalidated:
         for label, subject in study.subjects.items():
             for task in subject.tasks():
-                if len(subject.of(task)) < 2:
+                if task not in study.continuous_tasks and len(subject.of(task)) < 2:
                     raise InputError(
                         f"sub-{label} has one run of task {task}, and {crossvalidated[0]} needs "
                         f"two: take {crossvalidated[0]} out of {key}, or exclude the subject"
@@ -526,6 +627,9 @@ def check_inputs(study: Study) -> None:
             raise InputError(f"{regions['labels']} names no region: add one")
         for path in sorted({study.atlas(label) for label in study.subjects}):
             bids.check_atlas(path)
+    rates = [model["sampling"]["frame_rate"] for model in config["features"]["models"].values()]
+    for path in study.stimuli.values():
+        bids.check_stimulus(path, frame_rate=next(filter(None, rates), None))
     if study.entry in ("bids", "derivatives"):
         known = study.stimuli if study.models else None
         for subject in study.subjects.values():
@@ -545,6 +649,14 @@ def check_inputs(study: Study) -> None:
                 ]
                 if study.entry == "derivatives":
                     bids.check_grids(checked)
+    if study.entry == "timeseries":
+        for subject in study.subjects.values():
+            for run in subject.runs:
+                bids.check_series(
+                    run,
+                    stimulus_column=config["glm"]["stimulus_column"],
+                    stimuli=study.stimuli if study.models else None,
+                )
     if "cuda" in set(_devices(config)):
         _check_cuda()
 

@@ -8,7 +8,7 @@ from isocortex.features.architectures import (
     import_torchvision,
     weights_digest,
 )
-from isocortex.features.extract import extract_features, layer_activations
+from isocortex.features.extract import Network, extract_features
 from isocortex.features.filters import GaborEnergy, Pixels
 from isocortex.features.images import load_images
 from isocortex.features.resnet20 import ResNet20
@@ -17,13 +17,13 @@ __all__ = [
     "AllConvolutional",
     "Architecture",
     "GaborEnergy",
+    "Network",
     "Pixels",
     "ResNet20",
     "build_architecture",
     "default_layers",
     "extract_features",
     "import_torchvision",
-    "layer_activations",
     "load_images",
     "weights_digest",
 ]

@@ -5,7 +5,7 @@ import hashlib
 import importlib.util
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from isocortex.errors import InputError
+from isocortex.features.samples import Sampling
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +45,14 @@ class Architecture:
         Frames a second that it was made for, where it takes movies; of an image model, how many
         frames of a movie it is shown.
     tokenize
-        Texts to the module's named inputs, for models that take text.
+        For models that take text: returns the module's named inputs of a list of texts (see
+        `isocortex.features.text.Text`), and which tokens count, shape (n, token), bool.
     call
         Runs the module on what was loaded (texts: tokenized); None: the module itself.
     origin
         A digest of what the weights' digest does not hold: a tokenizer, a user's code.
+    attrs
+        What the store of its features says besides: a builtin's options, its grid's positions.
     """
 
     module: nn.Module
@@ -60,9 +64,45 @@ class Architecture:
     resampling: str = "bicubic"
     takes: str = "image"
     frame_rate: float = 1.0
-    tokenize: Callable[[Sequence[str]], Mapping[str, torch.Tensor]] | None = None
+    tokenize: Callable[[Sequence[Any]], tuple[Mapping[str, Any], torch.Tensor]] | None = None
     call: Callable[[Any], Any] | None = None
     origin: str = ""
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the config says of a model.
+
+    Parameters
+    ----------
+    name
+        The model's key in the config, for messages.
+    architecture, weights, seed, tower, tokenizer, folder
+        See `build_architecture`.
+    size
+        Side of the input, pixels; None: the model's own.
+    options
+        A builtin's own, see docs/stimuli.md.
+    sampling
+        How movies are cut, which sets the rate of the frames of builtins that take movies.
+    """
+
+    name: str
+    architecture: str = ""
+    weights: str = "none"
+    seed: int = 0
+    size: int | None = None
+    tower: str = "image"
+    tokenizer: str | None = None
+    folder: str = "."
+    options: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Sampling = field(default_factory=Sampling)
+
+    @property
+    def hub(self) -> bool:
+        """Whether its weights come from a hub."""
+        return self.weights == "hub"
 
 
 def import_torchvision() -> ModuleType:
@@ -126,112 +166,100 @@ def default_layers(module: nn.Module) -> tuple[str, ...]:
     return tuple(children)
 
 
-def _unknown(name: str, architecture: str, source: str, known: Sequence[str]) -> InputError:
+def unknown_architecture(request: Request, known: Sequence[str], *, source: str) -> InputError:
+    """The error that names architectures with a name close to the one asked for."""
     small = {entry.lower(): entry for entry in known}
-    close = difflib.get_close_matches(architecture.lower(), small, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(request.architecture.lower(), small, n=3, cutoff=0.5)
     hint = f"there are {len(known)}, see its documentation"
     if close:
         hint = f"did you mean {' or '.join(small[entry] for entry in close)}?"
     return InputError(
-        f"unknown architecture {architecture!r} of {source} in "
-        f"features.models.{name}.architecture: {hint}"
+        f"unknown architecture {request.architecture!r} of {source} in "
+        f"features.models.{request.name}.architecture: {hint}"
     )
 
 
-def _hub_error(name: str, architecture: str, error: Exception) -> InputError:
+def hub_error(request: Request, error: Exception) -> InputError:
+    """The error of weights that cannot be had; it names the local way."""
     reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+    key = f"features.models.{request.name}.weights"
+    if not request.hub:
+        return InputError(
+            f"{request.weights} cannot be read ({type(error).__name__}: {reason}) in {key}: give "
+            "a folder that save_pretrained wrote"
+        )
     return InputError(
-        f"weights of {architecture} cannot be had from the hub ({type(error).__name__}: {reason}) "
-        f"in features.models.{name}.weights: give the path of a checkpoint on disk instead of 'hub'"
+        f"weights of {request.architecture} cannot be had from the hub ({type(error).__name__}: "
+        f"{reason}) in {key}: give the path of a checkpoint on disk (of transformers: of a folder "
+        "that save_pretrained wrote) instead of 'hub'"
     )
 
 
-def _builtin(name: str, architecture: str, hub: bool, seed: int, size: int | None) -> Architecture:
-    from isocortex.features.builtins import BUILTINS, Request  # which imports this module
+def _builtin(request: Request) -> Architecture:
+    from isocortex.features.builtins import BUILTINS  # which imports this module
 
-    if architecture not in BUILTINS:
-        raise _unknown(name, architecture, "builtin", list(BUILTINS))
-    if hub:
+    if request.architecture not in BUILTINS:
+        raise unknown_architecture(request, list(BUILTINS), source="builtin")
+    if request.hub:
         raise InputError(
-            f"builtin {architecture} has no weights on a hub in features.models.{name}.weights: "
-            "write 'none' or the path of a checkpoint"
+            f"builtin {request.architecture} has no weights on a hub in "
+            f"features.models.{request.name}.weights: write 'none' or the path of a checkpoint"
         )
-    return BUILTINS[architecture](Request(name, seed=seed, size=size))
+    return BUILTINS[request.architecture](request)
 
 
-def _torchvision(
-    name: str, architecture: str, hub: bool, seed: int, size: int | None
-) -> Architecture:
+def _torchvision(request: Request) -> Architecture:
     models = import_torchvision().models
     known = models.list_models(module=models)
-    if architecture not in known:
-        raise _unknown(name, architecture, "torchvision.models", known)
-    weights = models.get_model_weights(architecture).DEFAULT
+    if request.architecture not in known:
+        raise unknown_architecture(request, known, source="torchvision.models")
+    weights = models.get_model_weights(request.architecture).DEFAULT
     try:
-        module = models.get_model(architecture, weights=weights if hub else None)
+        module = models.get_model(request.architecture, weights=weights if request.hub else None)
     except (OSError, RuntimeError) as error:
-        if not hub:
+        if not request.hub:
             raise
-        raise _hub_error(name, architecture, error) from error
+        raise hub_error(request, error) from error
     transforms = weights.transforms()
     return Architecture(
-        module, size or transforms.crop_size[0], tuple(transforms.mean), tuple(transforms.std)
+        module, transforms.crop_size[0], tuple(transforms.mean), tuple(transforms.std)
     )
 
 
-def _timm(name: str, architecture: str, hub: bool, seed: int, size: int | None) -> Architecture:
+def _timm(request: Request) -> Architecture:
     import_torchvision()
     import timm
 
-    if not timm.is_model(architecture):
-        raise _unknown(name, architecture, "timm", timm.list_models())
+    if not timm.is_model(request.architecture):
+        raise unknown_architecture(request, timm.list_models(), source="timm")
     try:
-        module = timm.create_model(architecture, pretrained=hub)
+        module = timm.create_model(request.architecture, pretrained=request.hub)
     except Exception as error:
-        if not hub:
+        if not request.hub:
             raise
-        raise _hub_error(name, architecture, error) from error
+        raise hub_error(request, error) from error
     data = timm.data.resolve_model_data_config(module)
-    return Architecture(
-        module, size or data["input_size"][-1], tuple(data["mean"]), tuple(data["std"])
-    )
+    return Architecture(module, data["input_size"][-1], tuple(data["mean"]), tuple(data["std"]))
 
 
-def _transformers(
-    name: str, architecture: str, hub: bool, seed: int, size: int | None
-) -> Architecture:
-    import_torchvision()
-    import transformers
+def _transformers(request: Request) -> Architecture:
+    from isocortex.features.transformers_models import transformers_model
 
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
-    if hub:
-        try:
-            module = transformers.AutoModel.from_pretrained(architecture)
-            processor = transformers.AutoImageProcessor.from_pretrained(architecture)
-        except Exception as error:
-            raise _hub_error(name, architecture, error) from error
-        mean, std = tuple(processor.image_mean), tuple(processor.image_std)
-    else:
-        kind = getattr(transformers, architecture, None)
-        if kind is None or getattr(kind, "config_class", None) is None:
-            known = [key for key in dir(transformers) if key.endswith("Model")]
-            raise _unknown(name, architecture, "transformers", known)
-        module = kind(kind.config_class())
-    vision = getattr(module, "vision_model", module)  # CLIP and its like: the image tower
-    own = getattr(vision.config, "image_size", None)
-    if getattr(vision, "main_input_name", "") != "pixel_values":
-        raise InputError(
-            f"{architecture} takes no images in features.models.{name}.architecture: "
-            "name a vision model"
-        )
-    return Architecture(vision, size or (own if isinstance(own, int) else 224), mean, std)
+    return transformers_model(request)
 
 
-_SOURCES = {
+def _python(request: Request) -> Architecture:
+    from isocortex.features.user_models import user_model
+
+    return user_model(request)
+
+
+_SOURCES: dict[str, Callable[[Request], Architecture]] = {
     "builtin": _builtin,
     "torchvision": _torchvision,
     "timm": _timm,
     "transformers": _transformers,
+    "python": _python,
 }
 
 
@@ -296,6 +324,11 @@ def build_architecture(
     weights: str = "none",
     seed: int = 0,
     image_size: int | None = None,
+    tower: str = "image",
+    tokenizer: str | None = None,
+    folder: str = ".",
+    options: Mapping[str, Any] | None = None,
+    sampling: Sampling | None = None,
 ) -> Architecture:
     """Make a model ready for reading its layers.
 
@@ -304,18 +337,27 @@ def build_architecture(
     name
         The model's key in the config, for messages.
     source
-        `builtin`, `torchvision`, `timm` or `transformers`.
+        `builtin`, `torchvision`, `timm`, `transformers` or `python`.
     architecture
         Its name there: `resnet18`, `vit_tiny_patch16_224`, `ViTModel`; on the transformers hub
-        the repository, `google/vit-base-patch16-224`; builtin `pixels`, `gabor`, `convnet`,
-        `resnet20-cifar`, `all-cnn-c`.
+        the repository, `google/vit-base-patch16-224`; of builtin a key of `BUILTINS`; of python
+        `package.module:function`, see `user_model`.
     weights
         `hub`: pretrained; `none`: untrained, from `seed`; else a checkpoint's path: a state dict
-        (.pt, .pth, .th, .safetensors), possibly within `state_dict` and with `module.` prefixes.
+        (.pt, .pth, .th, .safetensors), possibly within `state_dict` and with `module.` prefixes;
+        of transformers also a folder that `save_pretrained` wrote.
     seed
         Of an untrained model's weights.
     image_size
         Side of the input, pixels; None: the architecture's own.
+    tower
+        `image` or `text`, of transformers models with both.
+    tokenizer
+        Of transformers text models: a folder or a repository of the hub; None: the weights' own.
+    folder
+        Of python: where packages are looked for that are not installed.
+    options, sampling
+        See `Request`.
 
     Raises
     ------
@@ -327,11 +369,33 @@ def build_architecture(
             f"unknown source {source!r} in features.models.{name}.source: "
             f"write one of {', '.join(_SOURCES)}"
         )
-    # The global generator is what all four libraries draw weights from; the caller's is kept.
+    if options and source != "builtin":
+        raise InputError(
+            f"features.models.{name}.options are for builtin models, and its source is {source}: "
+            "remove them"
+        )
+    request = Request(
+        name,
+        architecture,
+        weights,
+        seed,
+        image_size,
+        tower,
+        tokenizer,
+        folder,
+        options or {},
+        sampling or Sampling(),
+    )
+    # The global generator is what all libraries draw weights from; the caller's is kept.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = _SOURCES[source](name, architecture, weights == "hub", seed, image_size)
-    if weights not in ("hub", "none"):
+        made = _SOURCES[source](request)
+    if weights not in ("hub", "none") and not (source == "transformers" and Path(weights).is_dir()):
         _load_checkpoint(name, made.module, Path(weights))
     module = made.module.eval().requires_grad_(False)
-    return replace(made, module=module, layers=made.layers or default_layers(module))
+    return replace(
+        made,
+        module=module,
+        image_size=(image_size or made.image_size) if made.image_size else 0,
+        layers=made.layers or default_layers(module),
+    )
