@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from scipy.linalg import solve_triangular
 
+ROUNDING = 1e-12  # what centring leaves of the squared length of constant features
 DIRECT_POINTS = 48  # so few points that interpolation would save nothing
 DIRECT_SHARE = 0.6  # where so many points had to be computed the others are, too
 NODE_BATCH = 24  # nodes between two looks at the error of interpolation
@@ -116,8 +117,10 @@ def joint_from_kernels(
     grand = (mean @ weights)[:, None, None]
     centred = train - mean[:, :, None] - mean[:, None, :] + grand
     centred = centred * root * root[:, None]
-    sizes = centred.diagonal(dim1=1, dim2=2).sum(1).clamp(min=torch.finfo(torch.float64).tiny)
-    values, vectors = torch.linalg.eigh((centred / sizes[:, None, None]).sum(0))
+    sizes = centred.diagonal(dim1=1, dim2=2).sum(1)
+    whole = (train.diagonal(dim1=1, dim2=2) * counts).sum(1)
+    shares = torch.where(sizes > ROUNDING * whole, 1 / sizes, 0.0)  # none of a constant space
+    values, vectors = torch.linalg.eigh((centred * shares[:, None, None]).sum(0))
     _, vectors = _basis(values, vectors, len(root))
     across = test - (test @ weights)[:, :, None] - mean[:, None, :] + grand
     return JointSplit(
@@ -149,14 +152,19 @@ def joint_from_features(
     weights, root = _mean_weights(counts, intercept)
     means = [weights @ space for space in train]
     rows = [(space - mean) * root[:, None] for space, mean in zip(train, means, strict=True)]
-    tiny = torch.finfo(torch.float64).tiny ** 0.5
-    lengths = [space.square().sum().sqrt().clamp(min=tiny) for space in rows]
+    whole = [(space * root[:, None]).square().sum() for space in train]
+    sizes = [space.square().sum() for space in rows]
+    lengths = [
+        torch.where(size > ROUNDING * total, size, torch.inf).sqrt()  # none of a constant space
+        for size, total in zip(sizes, whole, strict=True)
+    ]
     scaled = torch.cat([space / length for space, length in zip(rows, lengths, strict=True)], 1)
     values, vectors = torch.linalg.eigh(scaled.T @ scaled)
     values, vectors = _basis(values, vectors, max(scaled.shape))
     kernels, across, first = [], [], 0
     for mean, length, apart in zip(means, lengths, test, strict=True):
-        part = vectors[first : first + len(mean)] * values.sqrt() * length
+        part = vectors[first : first + len(mean)] * values.sqrt()
+        part = part * torch.where(length.isfinite(), length, 0.0)
         kernels.append(part.T @ part)
         across.append((apart - mean) @ part)
         first += len(mean)
@@ -216,13 +224,19 @@ def points_of(candidates: np.ndarray, alphas: Sequence[float]) -> torch.Tensor:
     return (gammas[:, None, :] / grid[None, :, None]).flatten(0, 1)
 
 
+def _factor(split: JointSplit, weights: torch.Tensor) -> torch.Tensor:
+    """Cholesky factor of sum_s weights[s] kernels[s] + I."""
+    spaces, rank, _ = split.kernels.shape
+    system = (weights @ split.kernels.reshape(spaces, -1)).view(rank, rank)
+    system.diagonal().add_(1)
+    return torch.linalg.cholesky(system)
+
+
 def _operator(split: JointSplit, weights: torch.Tensor) -> torch.Tensor:
     """Turns rotated targets into predictions at these weights, shape (test rows, rank)."""
-    spaces, rank, _ = split.kernels.shape
-    system = (weights @ split.kernels.view(spaces, -1)).view(rank, rank)
-    system.diagonal().add_(1)
-    across = (weights @ split.across.reshape(spaces, -1)).view(-1, rank)
-    return torch.cholesky_solve(across.T, torch.linalg.cholesky(system)).T
+    spaces, rows, rank = split.across.shape
+    across = (weights @ split.across.reshape(spaces, -1)).view(rows, rank)
+    return torch.cholesky_solve(across.T, _factor(split, weights)).T
 
 
 @dataclass(frozen=True)
@@ -459,3 +473,230 @@ def _parts(mask: np.ndarray) -> list[np.ndarray]:
     """Indices where a mask is true, in parts of about 64."""
     found = np.flatnonzero(mask)
     return np.array_split(found, -(-len(found) // 64)) if len(found) else []
+
+
+def predict_spaces(
+    split: JointSplit, train: torch.Tensor, log_weights: torch.Tensor
+) -> torch.Tensor:
+    """Parts of the spaces in the predictions of the test rows, without the intercept.
+
+    Parameters
+    ----------
+    split
+        The training set and its test rows.
+    train
+        Targets, shape (training rows, targets), means over each row's samples.
+    log_weights
+        Shape (spaces, targets): log of gamma / alpha (himalaya's deltas); -inf leaves a space out.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape (spaces, test rows, targets); their sum plus `weights @ train` is the prediction.
+    """
+    rotated = split.rotation.to(train) @ train
+    weights = log_weights.double().exp().to(split.kernels.device)
+    distinct, member = torch.unique(weights, dim=1, return_inverse=True)
+    spaces, rows, _ = split.across.shape
+    parts = rotated.new_empty((spaces, rows, rotated.shape[1]))
+    across = split.across.to(rotated)
+    order = torch.argsort(member, stable=True)
+    groups = torch.split(order, torch.bincount(member, minlength=distinct.shape[1]).tolist())
+    for weight, group in zip(distinct.T, groups, strict=True):
+        coefficients = torch.cholesky_solve(rotated[:, group].double(), _factor(split, weight))
+        scaled = across * weight.to(across)[:, None, None]
+        parts[:, :, group] = scaled @ coefficients.to(rotated)
+    return parts
+
+
+# --- refinement of each target's own weights --------------------------------------------------
+
+
+def _conjugate_gradient(
+    kernels: torch.Tensor,
+    weights: torch.Tensor,
+    right: torch.Tensor,
+    start: torch.Tensor,
+    *,
+    tolerance: float = 1e-8,
+    steps: int = 300,
+) -> torch.Tensor:
+    """Solve (sum_s weights[s] kernels[s] + I) x = right, each target with its own weights.
+
+    The diagonal preconditions: in the basis of the mean kernel it is most of the system.
+    """
+
+    def apply(vector: torch.Tensor) -> torch.Tensor:
+        total = vector.clone()
+        for kernel, weight in zip(kernels, weights, strict=True):
+            total.addcmul_(kernel @ vector, weight)
+        return total
+
+    scale = 1 / (1 + kernels.diagonal(dim1=1, dim2=2).T @ weights)
+    solution = start.clone()
+    rest = right - apply(solution)
+    ahead = rest * scale
+    direction, power = ahead.clone(), (rest * ahead).sum(0)
+    goal = tolerance**2 * (right.square() * scale).sum(0)
+    for _ in range(steps):
+        if bool((power <= goal).all()):
+            break
+        image = apply(direction)
+        curvature = (direction * image).sum(0)
+        length = torch.where(curvature > 0, power / curvature, 0.0)
+        solution.addcmul_(direction, length)
+        rest.addcmul_(image, -length)
+        ahead = rest * scale
+        following = (rest * ahead).sum(0)
+        direction = ahead + direction * torch.where(power > 0, following / power, 0.0)
+        power = following
+    return solution
+
+
+class _Losses:
+    """Held-out losses of a block of targets, each at its own weights, and their gradients.
+
+    Solutions are kept: the next weights are near, so they start the next conjugate gradients.
+    """
+
+    def __init__(self, splits: Sequence[JointSplit], targets: Sequence[HeldOut]) -> None:
+        like = targets[0].offset
+        self.kernels = [split.kernels.to(like) for split in splits]
+        self.across = [
+            (split.across * split.root_share[None, :, None]).to(like) for split in splits
+        ]
+        self.targets = targets
+        self.primal = [torch.zeros_like(held_out.rotated) for held_out in targets]
+        self.adjoint = [torch.zeros_like(held_out.rotated) for held_out in targets]
+
+    def __call__(
+        self, log_weights: torch.Tensor, columns: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss, shape (columns,), and its gradient in the log weights, (spaces, columns).
+
+        With c = A^-1 Z, e the weighted held-out error and v = A^-1 (sum_s g_s across_s' e), the
+        derivative of the loss in log g_s is -2 g_s (across_s' e . c - v . kernels_s c).
+        """
+        weights = log_weights.exp()
+        loss, gradient = torch.zeros_like(weights[0]), torch.zeros_like(weights)
+        for index, held_out in enumerate(self.targets):
+            kernels, across = self.kernels[index], self.across[index]
+            coefficients = _conjugate_gradient(
+                kernels,
+                weights,
+                held_out.rotated[:, columns],
+                self.primal[index][:, columns],
+            )
+            self.primal[index][:, columns] = coefficients
+            parts = (across @ coefficients) * weights[:, None]
+            error = held_out.offset[:, columns] - parts.sum(0)
+            back = across.transpose(1, 2) @ error
+            adjoint = _conjugate_gradient(
+                kernels,
+                weights,
+                (back * weights[:, None]).sum(0),
+                self.adjoint[index][:, columns],
+            )
+            self.adjoint[index][:, columns] = adjoint
+            loss += error.square().sum(0)
+            images = kernels @ coefficients
+            gradient -= 2 * weights * ((back * coefficients).sum(1) - (images * adjoint).sum(1))
+        return loss / len(self.targets), gradient / len(self.targets)
+
+
+def refine_weights(
+    splits: Sequence[JointSplit],
+    targets: Sequence[HeldOut],
+    log_weights: torch.Tensor,
+    *,
+    steps: int = 20,
+    targets_at_once: int = 2048,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lower each target's held-out loss by descent in its own log weights.
+
+    Parameters
+    ----------
+    splits, targets
+        The inner splits and their targets.
+    log_weights
+        Where to start, shape (spaces, targets): log of gamma / alpha.
+    steps
+        Most steps; a target stops when its loss no longer falls.
+    targets_at_once
+        Worked on together.
+
+    Returns
+    -------
+    log_weights
+        Same shape. A target keeps its start where nothing better was found.
+    loss
+        Shape (targets,): its held-out loss there, never above that at the start.
+
+    Notes
+    -----
+    Quasi-Newton (BFGS, one small matrix a target) with Armijo's condition; gradients by implicit
+    differentiation of the inner problem, as himalaya's hyper-gradient solver has them, but with
+    the inner and the adjoint system both solved to tolerance by conjugate gradients. The descent
+    starts with no space below a thousandth of the largest weight, where the loss is flat in the
+    log weight and descent could not take the space in.
+    """
+    made, losses = [], []
+    for columns in torch.arange(log_weights.shape[1]).split(targets_at_once):
+        # Small gains decide: float64 whatever the targets' precision
+        block = [
+            HeldOut(part.rotated[:, columns].double(), part.offset[:, columns].double())
+            for part in targets
+        ]
+        start = log_weights[:, columns].to(block[0].offset)
+        weights, loss = _descend(_Losses(splits, block), start, steps)
+        made.append(weights)
+        losses.append(loss)
+    return torch.cat(made, 1), torch.cat(losses).to(targets[0].offset)
+
+
+def _descend(losses: _Losses, start: torch.Tensor, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    spaces, number = start.shape
+    every = torch.arange(number, device=start.device)
+    best = start.clone()
+    best_loss, _ = losses(start, every)
+    margin = 1e-7  # less than that of the loss is no gain
+    x = torch.maximum(start, start.amax(0) - np.log(1000.0))
+    value, slope = losses(x, every)
+    inverse = torch.eye(spaces).to(start).expand(number, -1, -1).clone()
+    inverse /= slope.norm(dim=0).clamp(min=1e-30)[:, None, None]
+    stride = torch.ones_like(value)
+    active = every
+    for _ in range(steps):
+        if not len(active):
+            break
+        here, fall = x[:, active], slope[:, active]
+        step = -(inverse[active] @ fall.T[:, :, None])[:, :, 0].T
+        step = step * (2 / step.abs().amax(0).clamp(min=2)) * stride[active]
+        expected = (fall * step).sum(0)
+        there, ahead = losses(here + step, active)
+        taken = there <= value[active] + 1e-4 * expected
+        moved, change = step[:, taken].T, (ahead - fall)[:, taken].T
+        chosen = active[taken]
+        inverse[chosen] = _bfgs(inverse[chosen], moved, change)
+        x[:, chosen], slope[:, chosen] = (here + step)[:, taken], ahead[:, taken]
+        gained = value[chosen] - there[taken]
+        value[chosen] = there[taken]
+        stride[chosen] = 1
+        stride[active[~taken]] *= 0.25
+        done = torch.zeros(number, dtype=torch.bool, device=start.device)
+        done[chosen] = gained <= margin * value[chosen]
+        done |= stride < 1e-3
+        active = active[~done[active]]
+    better = value < best_loss * (1 - margin)
+    best[:, better], best_loss[better] = x[:, better], value[better]
+    return best, best_loss
+
+
+def _bfgs(inverse: torch.Tensor, moved: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    """Inverse Hessians after a step; those without positive curvature stay."""
+    curvature = (moved * change).sum(1)
+    usable = curvature > 1e-10 * moved.norm(dim=1) * change.norm(dim=1)
+    rho = torch.where(usable, 1 / torch.where(usable, curvature, 1.0), 0.0)[:, None, None]
+    eye = torch.eye(moved.shape[1]).to(moved)
+    left = eye - rho * moved[:, :, None] * change[:, None, :]
+    return left @ inverse @ left.transpose(1, 2) + rho * moved[:, :, None] * moved[:, None, :]
