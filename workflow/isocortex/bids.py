@@ -920,6 +920,89 @@ def stimulus_kind(path: str | Path) -> str:
     return ""
 
 
+def stimulus_sidecar(path: str | Path) -> Path | None:
+    """Return the JSON file that describes an array of frames; None for other stimuli."""
+    path = Path(path)
+    return path.with_suffix(".json") if path.suffix.lower() in FRAME_ARRAYS else None
+
+
+def read_frame_values(
+    path: str | Path, frame_rate: float | None = None
+) -> tuple[float, float | None, float | None]:
+    """Return an array's frame rate (Hz), and its values of black and white where they are told.
+
+    Parameters
+    ----------
+    path
+        The array, whose JSON file may give ``FrameRate``, ``Black`` and ``White``.
+    frame_rate
+        The rate where it does not.
+
+    Raises
+    ------
+    InputError
+        Where no rate is told, or what is told is no number, or black is not below white.
+    """
+    path = Path(path)
+    beside = path.with_suffix(".json")
+    told = read_json(beside) if beside.is_file() else {}
+
+    def number(key: str, default: float | None) -> float | None:
+        value = told.get(key, default)
+        plain = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (plain and math.isfinite(value)):
+            raise InputError(f"{beside}: {key} is {value!r}: write a number")
+        return None if value is None else float(value)
+
+    rate, black, white = (
+        number("FrameRate", frame_rate),
+        number("Black", None),
+        number("White", None),
+    )
+    if rate is None or not 0 < rate < 1e6:
+        raise InputError(
+            f'{path} has no frame rate: write {{"FrameRate": <Hz>}} into {beside.name} beside it, '
+            "or set sampling.frame_rate of the model"
+        )
+    if white is not None and white <= (black or 0.0):
+        raise InputError(f"{beside}: White is {white:g}, not above Black: correct them")
+    return rate, black, white
+
+
+def check_stimulus(path: str | Path, *, frame_rate: float | None = None) -> None:
+    """Check what is cheap to check of one stimulus file: words, a text, an array's frame rate.
+
+    Raises
+    ------
+    InputError
+        Where it is wrong.
+    """
+    kind = stimulus_kind(path)
+    if kind == "words":
+        read_words(path)
+    elif kind == "caption":
+        read_caption(path)
+    elif stimulus_sidecar(path):
+        read_frame_values(path, frame_rate)
+
+
+def read_caption(path: str | Path) -> str:
+    """Read one text, without white space around it.
+
+    Raises
+    ------
+    InputError
+        Where the file is missing, empty or not UTF-8.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as text ({error}): save it as UTF-8") from error
+    if not text:
+        raise InputError(f"{path} is empty: write one text into it, or remove it")
+    return text
+
+
 def find_stimuli(folder: str | Path) -> dict[str, Path]:
     """Return the stimulus files below a folder by id: their path from it, as in ``stim_file``.
 

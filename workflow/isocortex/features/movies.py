@@ -17,8 +17,8 @@ from isocortex import bids
 from isocortex.errors import InputError
 from isocortex.features.images import fit_image
 
-WHITE = {"b": 1.0, "u1": 255.0, "u2": 65535.0}
-"""The value of white in arrays of a dtype; 1 in floating-point ones."""
+WHITE = {"b": 1.0, "f": 1.0, "u1": 255.0, "u2": 65535.0}
+"""The value of white in arrays of a dtype where their JSON file does not tell."""
 
 
 class Movie:
@@ -233,27 +233,17 @@ class _FrameArray:
                 f"{path} is in Fortran order, so its frames lie scattered: save "
                 "numpy.ascontiguousarray of it"
             )
-        beside = path.with_suffix(".json")
-        told = bids.read_json(beside) if beside.is_file() else {}
-        rate = told.get("FrameRate", frame_rate)
-        if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 < rate < 1e6:
-            raise InputError(
-                f'{path} has no frame rate: write {{"FrameRate": <Hz>}} into {beside.name} '
-                "beside it, or set sampling.frame_rate of the model"
-            )
-        self.rate = float(rate)
+        self.rate, black, white = bids.read_frame_values(path, frame_rate)
         self.duration = self.shape[0] / self.rate
-        own = WHITE.get(self.dtype.kind, WHITE.get(self.dtype.str[1:], 1.0))
-        if "White" not in told and self.dtype.kind in "iu" and self.dtype.str[1:] not in WHITE:
+        self.black = black or 0.0
+        if white is None:
+            white = WHITE.get(self.dtype.str[1:], WHITE.get(self.dtype.kind))
+        if white is None:
             raise InputError(
                 f"{path} holds {self.dtype}: write its values of black and white as Black and "
-                f"White into {beside.name}, or save uint8"
+                f"White into {path.with_suffix('.json').name}, or save uint8"
             )
-        self.black, self.white = (told.get("Black", 0.0), told.get("White", own))
-        ends = (self.black, self.white)
-        numbers = all(isinstance(v, int | float) and math.isfinite(v) for v in ends)
-        if not numbers or not self.black < self.white:
-            raise InputError(f"{beside}: Black and White must be numbers, Black below White")
+        self.white = white
 
     def _open(self) -> IO[bytes]:
         """The bytes of the .npy file, also where it is in an .npz archive."""

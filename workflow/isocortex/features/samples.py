@@ -16,7 +16,7 @@ from isocortex import bids
 from isocortex.errors import InputError
 from isocortex.features.images import load_images, normalise
 from isocortex.features.movies import Movie
-from isocortex.features.text import Text, read_caption, word_texts
+from isocortex.features.text import Text, word_texts
 
 USABLE = {"image": ("image", "movie"), "movie": ("movie",), "text": ("caption", "words")}
 """What a model takes -> the kinds of stimuli that can be turned into it."""
@@ -168,9 +168,14 @@ class Samples:
         return [s.frames if self.takes == "image" else 1 for s in self._samples]
 
     @property
+    def sources(self) -> list[Path]:
+        """All files that are read: the stimuli, and the JSON files beside arrays of frames."""
+        beside = map(bids.stimulus_sidecar, self.files.values())
+        return [*self.files.values(), *(path for path in beside if path and path.is_file())]
+
+    @property
     def varying(self) -> bool:
-        """Whether any sample is a part of a file, so that `source`, `time` and `duration` say
-        something."""
+        """Whether `source`, `time` and `duration` say something: a sample is part of a file."""
         return any(sample.source for sample in self._samples)
 
     def ranges(self, batch_size: int, first: int = 0) -> list[tuple[int, int]]:
@@ -319,7 +324,7 @@ def samples_of(
                     )
                 )
         else:
-            text = read_caption(path) if kind == "caption" else None
+            text = Text(bids.read_caption(path)) if kind == "caption" else None
             samples.append(_Sample(stimulus, stimulus, "", math.nan, math.nan, text=text))
     options = {"fit": fit, "resampling": resampling, "mean": tuple(mean), "std": tuple(std)}
     return Samples(takes, used, skipped, samples, movies, size, options)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from isocortex.bids import Word
-from isocortex.errors import InputError
 
 
 class Text(NamedTuple):
@@ -20,23 +18,6 @@ class Text(NamedTuple):
 
     text: str
     start: int = 0
-
-
-def read_caption(path: Path) -> Text:
-    """Read one text, without white space around it.
-
-    Raises
-    ------
-    InputError
-        Where the file is missing, empty or not UTF-8.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as text ({error}): save it as UTF-8") from error
-    if not text:
-        raise InputError(f"{path} is empty: write one text into it, or remove it")
-    return Text(text)
 
 
 def word_texts(words: Sequence[Word], context: int) -> list[Text]:

@@ -212,7 +212,8 @@ def read_thumbnails(
             continue
         try:
             with Image.open(path) as image:
-                square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+                upright = ImageOps.exif_transpose(image).convert("RGB")
+                square = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
         except OSError as error:
             raise InputError(
                 f"stimulus image {path} cannot be read ({error}): replace the file or set "
