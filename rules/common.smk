@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
 
-from isocortex.bids import stimuli_beside
+from isocortex.bids import stimuli_beside, stimulus_sidecar
 from isocortex.errors import InputError
 from isocortex.parallel import hand_on_scheduler
 from isocortex.provenance import code_version, fingerprint
@@ -117,6 +117,10 @@ def layer_options():
 
 def betas_store(subject="{subject}", task="{task}"):
     return f"{RESULTS}/glm/sub-{subject}_task-{task}_betas.zarr"
+
+
+def timeseries_store(subject="{subject}", task="{task}"):
+    return f"{RESULTS}/glm/sub-{subject}_task-{task}_timeseries.zarr"
 
 
 def features_store(model="{model}"):
@@ -311,7 +315,9 @@ def glm_events(wildcards):
 
 def betas_grid(wildcards):
     """Return an image on the grid of the betas."""
-    return given_betas(wildcards) if ENTRY == "betas" else glm_mask(wildcards)[0]
+    if ENTRY in ("betas", "timeseries"):
+        return str(runs_of(wildcards)[0].bold)
+    return glm_mask(wildcards)[0]
 
 
 def given_betas(wildcards):
@@ -329,6 +335,34 @@ def given_betas_events(wildcards):
 def given_betas_mask(wildcards):
     mask = runs_of(wildcards)[0].mask
     return str(mask) if mask else []
+
+
+def given_series(wildcards):
+    return [str(run.bold) for run in runs_of(wildcards)]
+
+
+def given_series_masks(wildcards):
+    return [str(run.mask) for run in runs_of(wildcards) if run.mask]
+
+
+def given_series_content(wildcards):
+    files = [*given_series(wildcards), *given_series_masks(wildcards)]
+    return [fingerprint(file) for file in files]
+
+
+def given_series_tr(wildcards):
+    return runs_of(wildcards)[0].tr
+
+
+def responses_store(wildcards):
+    """Return what encoding predicts: volumes of a continuous task, single trials of another."""
+    continuous = wildcards.task in STUDY.continuous_tasks
+    store = timeseries_store if continuous else betas_store
+    return store(wildcards.subject, wildcards.task)
+
+
+def responses_manifest(wildcards):
+    return manifest_of(responses_store(wildcards))
 
 
 def given_rdms(wildcards):
@@ -409,7 +443,7 @@ def atlas_content(wildcards):
 
 def atlas_transform(wildcards):
     """Return the transform that takes the atlas into the betas' space, where it needs one."""
-    if ENTRY == "betas" or CONFIG["regions"]["space"] == STUDY.space:
+    if ENTRY in ("betas", "timeseries") or CONFIG["regions"]["space"] == STUDY.space:
         return []
     if ENTRY == "derivatives":
         key = f"{CONFIG['regions']['space']}-T1w"
@@ -446,7 +480,12 @@ def stimulus_files():
 
 
 def stimulus_content():
-    return {name: fingerprint(path) for name, path in STUDY.stimuli.items()}
+    """Return a sign of each stimulus' content, and of the JSON file beside an array of frames."""
+    beside = {name: stimulus_sidecar(path) for name, path in STUDY.stimuli.items()}
+    return {
+        name: fingerprint(path) + (fingerprint(beside[name]) if beside[name] else "")
+        for name, path in STUDY.stimuli.items()
+    }
 
 
 # Which stores belong to a task, a subject, the study.
@@ -476,6 +515,8 @@ def task_encoding_manifests(wildcards):
 
 
 def task_regions(wildcards):
+    if not has_regions():
+        return []
     return [
         f"{regions_prefix(subject, wildcards.task)}_dseg.nii.gz"
         for subject in STUDY.with_task(wildcards.task)
@@ -484,12 +525,16 @@ def task_regions(wildcards):
 
 def first_region_labels(wildcards):
     """Return the table of region names, which is the same for all subjects."""
+    if not has_regions():
+        return []
     return (
         f"{regions_prefix(STUDY.with_task(wildcards.task)[0], wildcards.task)}_dseg.tsv"
     )
 
 
 def task_region_manifests(wildcards):
+    if not has_regions():
+        return []
     return [
         f"{regions_prefix(subject, wildcards.task)}_manifest.json"
         for subject in STUDY.with_task(wildcards.task)
@@ -558,6 +603,9 @@ def model_measures():
 
 
 def all_model_rdms():
+    if STUDY.tasks and not STUDY.trial_tasks:
+        # Continuous tasks have no RDMs that they could be compared with.
+        return []
     computed = [
         model_rdms_store(model, measure)
         for measure in model_measures()
@@ -622,8 +670,17 @@ def has_models():
     return bool(STUDY.compared_models)
 
 
-def has_betas():
+def has_responses():
+    """Return whether there is something that encoding can predict."""
     return ENTRY not in ("rdms", "stimuli")
+
+
+def has_betas():
+    return has_responses() and bool(STUDY.trial_tasks)
+
+
+def has_regions():
+    return has_responses() and "regions" in CONFIG
 
 
 def has_searchlight():
@@ -640,7 +697,8 @@ def subject_stores(kind):
 
     def stores(wildcards):
         subject = wildcards.subject
-        tasks = STUDY.subjects[subject].tasks()
+        own = STUDY.subjects[subject].tasks()
+        tasks = [task for task in own if task not in STUDY.continuous_tasks]
         if kind == "betas":
             return [betas_store(subject, task) for task in tasks] if has_betas() else []
         if kind == "rdms":
@@ -656,9 +714,9 @@ def subject_stores(kind):
             return [surface_searchlight_store(subject, t) for t in tasks if surface]
         return [
             encoding_store(subject, task, model)
-            for task in tasks
+            for task in own
             for model in STUDY.models
-            if has_betas()
+            if has_responses()
         ]
 
     return stores
@@ -678,7 +736,7 @@ def subject_regions(name):
     """Return an input function: a file of one subject's regions, over tasks."""
 
     def files(wildcards):
-        if not has_betas():
+        if not has_regions():
             return []
         tasks = STUDY.subjects[wildcards.subject].tasks()
         return [f"{regions_prefix(wildcards.subject, task)}_{name}" for task in tasks]
@@ -773,9 +831,10 @@ def analysis_config():
 
 def study_stores(kind):
     """Return the study's stores of a kind, over tasks and measures."""
-    pairs = [(task, measure) for task in STUDY.tasks for measure in STUDY.measures]
+    trial_tasks = STUDY.trial_tasks
+    pairs = [(task, measure) for task in trial_tasks for measure in STUDY.measures]
     if kind == "betas":
-        tasks = STUDY.tasks if has_betas() else []
+        tasks = trial_tasks if has_betas() else []
         return [betas_store(s, task) for task in tasks for s in STUDY.with_task(task)]
     if kind == "rdms":
         return [rdms_store(s, t, m) for t, m in pairs for s in STUDY.with_task(t)]
@@ -805,11 +864,11 @@ def study_stores(kind):
     if kind == "searchlight_group":
         # Only in a template space do subjects share a grid.
         shared = has_searchlight() and STUDY.space != "T1w"
-        return [searchlight_group_store(task) for task in STUDY.tasks] if shared else []
+        return [searchlight_group_store(task) for task in trial_tasks] if shared else []
     if kind == "searchlight_surface_group":
         surface = has_surface_searchlight()
-        return [surface_searchlight_group_store(t) for t in STUDY.tasks if surface]
-    if not has_betas():
+        return [surface_searchlight_group_store(t) for t in trial_tasks if surface]
+    if not has_responses():
         return []
     if kind == "encoding_summary":
         tasks = STUDY.tasks if STUDY.models else []
@@ -840,10 +899,14 @@ def target_preprocess():
 
 
 def target_glm():
-    if not has_betas():
+    if not has_responses():
         return []
     return [
-        manifest_of(betas_store(label, task))
+        manifest_of(
+            timeseries_store(label, task)
+            if task in STUDY.continuous_tasks
+            else betas_store(label, task)
+        )
         for label, subject in STUDY.subjects.items()
         for task in subject.tasks()
     ]

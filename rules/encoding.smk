@@ -1,8 +1,8 @@
 rule fit_encoding:
     """Predict one subject's responses from the layers of one model."""
     input:
-        betas=ancient(betas_store()),
-        betas_manifest=manifest_of(betas_store()),
+        responses=ancient(responses_store),
+        responses_manifest=responses_manifest,
         features=ancient(features_store()),
         features_manifest=manifest_of(features_store()),
     output:
@@ -26,6 +26,9 @@ rule fit_encoding:
             "encoding",
             "alphas",
             "cross_validation",
+            "delays",
+            "resampling",
+            "gap",
             "min_ceiling",
             "voxel_batch",
             "device",

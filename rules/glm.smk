@@ -26,7 +26,78 @@ if ENTRY == "betas":
         script:
             "../workflow/import_betas.py"
 
+elif ENTRY == "timeseries":
+
+    rule import_timeseries:
+        """Take over one subject's time series that were cleaned elsewhere."""
+        input:
+            files=ancient(given_series),
+            mask=ancient(given_series_masks),
+            events=glm_events,
+        output:
+            store=directory(timeseries_store()),
+            manifest=manifest_of(timeseries_store()),
+        log:
+            log_of("import_timeseries", "sub-{subject}", "task-{task}"),
+        benchmark:
+            benchmark_of("import_timeseries", "sub-{subject}", "task-{task}")
+        conda:
+            "../envs/glm.yaml"
+        threads: 1
+        resources:
+            mem_mb=4000,
+            runtime=30,
+        params:
+            options=options("glm", "stimulus_column", "trial_types", "nuisance_types"),
+            runs=run_names,
+            tr=given_series_tr,
+            space=STUDY.space,
+            source=given_series_content,
+            code=code_version("import_timeseries"),
+        script:
+            "../workflow/import_timeseries.py"
+
 else:
+
+    rule clean_bold:
+        """Take drift and confounds out of the runs of one subject and continuous task."""
+        input:
+            bold=ancient(glm_bold),
+            mask=ancient(glm_mask),
+            confounds=ancient(glm_confounds),
+            sidecar=ancient(glm_sidecars),
+            events=glm_events,
+            manifests=glm_manifests,
+        output:
+            store=directory(timeseries_store()),
+            manifest=manifest_of(timeseries_store()),
+        log:
+            log_of("clean_bold", "sub-{subject}", "task-{task}"),
+        benchmark:
+            benchmark_of("clean_bold", "sub-{subject}", "task-{task}")
+        conda:
+            "../envs/glm.yaml"
+        threads: 1
+        resources:
+            mem_mb=4000,
+            runtime=60,
+        params:
+            options=options(
+                "glm",
+                "space",
+                "drift",
+                "high_pass",
+                "drift_order",
+                "confound_columns",
+                "stimulus_column",
+                "trial_types",
+                "nuisance_types",
+            ),
+            runs=run_names,
+            source=glm_content,
+            code=code_version("clean_bold"),
+        script:
+            "../workflow/clean_bold.py"
 
     rule fit_glm:
         """Estimate the single-trial responses of one subject and task."""
@@ -51,7 +122,7 @@ else:
             mem_mb=4000,
             runtime=60,
         params:
-            options=options("glm"),
+            options=options_but("glm", "continuous_tasks"),
             runs=run_names,
             source=glm_content,
             code=code_version("fit_glm"),

@@ -103,7 +103,7 @@ rule transform_regions:
     """Carry the atlas onto the grid of one subject's betas."""
     input:
         atlas=ancient(atlas_of),
-        labels=CONFIG["regions"]["labels"] if has_betas() else [],
+        labels=CONFIG["regions"]["labels"] if has_regions() else [],
         grid=ancient(betas_grid),
         transform=ancient(atlas_transform),
         anat_manifest=atlas_manifest,

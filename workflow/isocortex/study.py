@@ -499,9 +499,9 @@ def _check_continuous(study: Study) -> None:
         chosen = study.config["tasks"]
         if task not in study.tasks and (chosen == "all" or task in chosen):
             near = difflib.get_close_matches(task, study.tasks, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(study.tasks)}"
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(study.tasks)}"
             raise InputError(
-                f"config: glm.continuous_tasks names {task!r}, which is no task of the study: {hint}"
+                f"config: glm.continuous_tasks names {task!r}, which the study has not: {hint}"
             )
     if study.entry != "timeseries":
         return
