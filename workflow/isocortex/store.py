@@ -673,6 +673,8 @@ SPECS: dict[str, Spec] = {
                     "field_units",
                     "y": "the same upwards",
                     "size": "size of the receptive field (standard deviation), in field_units",
+                    "shift": "how far the content moves the receptive field, mean over tested "
+                    "stimuli, in field_units",
                 },
                 kind="f4",
             ),
@@ -704,6 +706,56 @@ SPECS: dict[str, Spec] = {
             "folds",
             "device",
             "field_units",
+        ),
+    ),
+    "universal": Spec(
+        doc="Prediction of all subjects' responses by one network with an embedding a voxel",
+        block="location",
+        arrays={
+            "score": Array(("location",), "f4", "held-out Pearson r, mean over folds"),
+            "r2": Array(
+                ("location",), "f4", "held-out coefficient of determination, mean over folds"
+            ),
+            "score_normalised": Array(
+                ("location",), "f4", "score over the noise ceiling's correlation"
+            ),
+            "r2_normalised": Array(("location",), "f4", "r2 over the noise ceiling's share"),
+            "noise_ceiling": Array(("location",), "f4", "highest correlation to be expected"),
+            "embedding": Array(
+                ("component", "location"), "f4", "of the network trained on all stimuli"
+            ),
+            "layer_weight": Array(
+                ("layer", "location"),
+                "f4",
+                "share of a layer in the variance of that network's prediction, 0 to 1",
+            ),
+            "training_loss": Array(
+                ("fold", "epoch"),
+                "f8",
+                "mean squared error of standardised responses in training; the last fold has all "
+                "stimuli",
+            ),
+            "validation_loss": Array(
+                ("fold", "epoch"), "f8", "the same of the stimuli that training is stopped by"
+            ),
+            "n_epochs": Array(("fold",), "i4", "epochs that were trained"),
+            "layer": Array(("layer",), "str", "name of the layer"),
+            "subject": Array(("location",), "str", "whose voxel the location is"),
+            "i": Array(("location",), "i4", "first index of the voxel in the subject's volume"),
+            "j": Array(("location",), "i4", "second index of the voxel in the subject's volume"),
+            "k": Array(("location",), "i4", "third index of the voxel in the subject's volume"),
+        },
+        attrs=(
+            "affine",
+            "shape",
+            "space",
+            "task",
+            "model",
+            "name",
+            "subjects",
+            "new_subjects",
+            "folds",
+            "device",
         ),
     ),
     "encoding_summary": Spec(

@@ -257,7 +257,8 @@ def design_of(
     names = tuple(layers) if layers else tuple(store.groups(features))
     opened = {layer: store.open(features, "features", group=layer) for layer in names}
     rows = {
-        layer: _rows(data, cv.stimuli, features, responses.name) for layer, data in opened.items()
+        layer: rows_of_stimuli(data, cv.stimuli, features, responses.name)
+        for layer, data in opened.items()
     }
 
     def load_maps(layer: str) -> np.ndarray:
@@ -270,7 +271,7 @@ def design_of(
     return Design(cv, names, load, load_maps, str(attrs["model"]), attrs)
 
 
-def _rows(data: xr.Dataset, stimuli: Sequence[str], path: Path, where: str) -> list[int]:
+def rows_of_stimuli(data: xr.Dataset, stimuli: Sequence[str], path: Path, where: str) -> list[int]:
     """Row of each stimulus in a layer of a features store."""
     row = {stimulus: index for index, stimulus in enumerate(data["stimulus"].values)}
     missing = [stimulus for stimulus in stimuli if stimulus not in row]

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 VALIDATION_SHARE = 0.2  # of the stimuli, where no inner split of the folds keeps stimuli apart
 SCORE_BLOCK = 4096  # voxels that are scored at a time
-IN_DEGREES = ("x", "y", "size")
+IN_DEGREES = ("x", "y", "size", "shift")
 
 
 def fit_readout(
@@ -249,7 +249,12 @@ def fit_readout(
 
 
 def readable_layers(
-    features: Path, kind: type[Readout], layers: Sequence[str] | None, *, name: str
+    features: Path,
+    kind: type[Readout],
+    layers: Sequence[str] | None,
+    *,
+    name: str,
+    section: str = "readouts",
 ) -> tuple[str, ...]:
     """The layers that a readout reads: those asked for, or all of the model that it can.
 
@@ -263,7 +268,7 @@ def readable_layers(
     for layer in layers or ():
         if layer not in there:
             raise InputError(
-                f"layer {layer!r} of encoding.readouts.{name} is not in {features}: it has "
+                f"layer {layer!r} of encoding.{section}.{name} is not in {features}: it has "
                 + ", ".join(there)
             )
     found = []
@@ -273,14 +278,14 @@ def readable_layers(
             found.append(layer)
         elif layers:
             raise InputError(
-                f"layer {layer!r} of encoding.readouts.{name} has no {kind.needs} (its shape is "
+                f"layer {layer!r} of encoding.{section}.{name} has no {kind.needs} (its shape is "
                 f"{tuple(shape)}), which kind {kind.name!r} needs: leave it out or set the model's "
                 "pooling off"
             )
     if not found:
         raise InputError(
             f"no layer in {features} has {kind.needs}, which kind {kind.name!r} of "
-            f"encoding.readouts.{name} needs: extract layers with maps, without pooling"
+            f"encoding.{section}.{name} needs: extract layers with maps, without pooling"
         )
     return tuple(found)
 

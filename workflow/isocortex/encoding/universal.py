@@ -286,14 +286,13 @@ def train_network(
         for first in range(0, n_voxels, voxel_batch):
             parts.append(_Part(subject, slice(first, min(first + voxel_batch, n_voxels)), among))
             owners.append(number)
-    # One parameter a part: AdamW leaves those alone that a step does not touch
+    # One start for all, so that voxels with few trials have the meaning that the others learn
     common = torch.randn(dimension, generator=generator)
-    embeddings = nn.ParameterList(
-        [
-            nn.Parameter(common + SPREAD * torch.randn(len(part.mask), dimension, generator=generator))
-            for part in parts
-        ]
-    )
+    spread = [
+        SPREAD * torch.randn(len(part.mask), dimension, generator=generator) for part in parts
+    ]
+    # One parameter a part: AdamW leaves those alone that a step does not touch
+    embeddings = nn.ParameterList([nn.Parameter(common + values) for values in spread])
     biases = nn.ParameterList([nn.Parameter(torch.zeros(len(part.mask))) for part in parts])
     state = nn.ModuleDict({"network": network, "embedding": embeddings, "bias": biases}).to(device)
     optimiser = torch.optim.AdamW(state.parameters(), lr=learning_rate, weight_decay=weight_decay)
