@@ -9,7 +9,7 @@ if __name__ == "__main__":
         where=f"fit_encoding sub-{snakemake.wildcards.subject} model-{snakemake.wildcards.model}",
     ):
         fit_encoding(
-            betas=snakemake.input.responses,
+            responses=snakemake.input.responses,
             features=snakemake.input.features,
             out=snakemake.output.store,
             maps=snakemake.output.maps,
