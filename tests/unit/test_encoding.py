@@ -15,6 +15,7 @@ from sklearn.linear_model import Ridge as SklearnRidge
 
 from isocortex import encoding, store
 from isocortex.encoding.fit import make_plan
+from isocortex.encoding.ridge import Samples, Targets
 from isocortex.errors import InputError
 
 SCHEMA = Path(__file__).parents[2] / "workflow/schemas/config/encoding.json"
@@ -341,13 +342,14 @@ def test_choice_of_penalty_never_sees_the_test_trials():
     fold = cv.folds[0]
     changed = features.clone()
     changed[np.unique(cv.stimulus[fold.test_trials])] += 50
-    alphas = torch.tensor(ALPHAS).double()
-    plans = [
-        make_plan(f, cv, fold, alphas, layer=0, number=0, device=CPU, dtype=torch.float64)
-        for f in (features, changed)
-    ]
-    for one, other in zip(plans[0].inner, plans[1].inner, strict=True):
-        torch.testing.assert_close(one.stacked.abs(), other.stacked.abs())
+    samples = Samples.of_fold(cv, fold)
+    targets = Targets(samples, torch.from_numpy(rng.standard_normal((48, 9))))
+    for pca in (None, 4):
+        losses = [
+            make_plan(f, samples, ALPHAS, pca=pca, dtype=torch.float64).losses(targets)
+            for f in (features, changed)
+        ]
+        torch.testing.assert_close(*losses)
 
 
 # --- the stage --------------------------------------------------------------------------------
@@ -399,7 +401,7 @@ def write_features(path, layers, names, *, model="net"):
 
 def fit(tmp_path, betas, features, *, name="encoding", **options):
     encoding.fit_encoding(
-        betas=betas,
+        responses=betas,
         features=features,
         out=tmp_path / f"{name}.zarr",
         maps=tmp_path / f"{name}_maps",

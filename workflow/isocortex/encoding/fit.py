@@ -2,57 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dask
+import dask.array
 import numpy as np
 import torch
 import xarray as xr
 from tqdm import tqdm
 
-from isocortex import provenance, store
+from isocortex import bids, provenance, store
 from isocortex.device import deterministic, select_device
+from isocortex.encoding.agreement import stimulus_agreement
 from isocortex.encoding.components import principal_components
-from isocortex.encoding.design import centre, design_of, open_responses
-from isocortex.encoding.folds import CrossValidation, Fold
-from isocortex.encoding.maps import legend, write_map
+from isocortex.encoding.design import (
+    RESIDENT_BYTES,
+    Design,
+    Responses,
+    centre,
+    design_of,
+    open_responses,
+)
+from isocortex.encoding.folds import CrossValidation
+from isocortex.encoding.maps import regions_of_voxels, write_subject_maps
+from isocortex.encoding.permutation import exchange_blocks, exchange_stimuli, permutation_test
 from isocortex.encoding.ridge import (
-    InnerRidge,
-    Ridge,
+    RidgePlan,
+    Samples,
+    Targets,
+    choose_penalty,
     gram,
-    held_out_loss,
-    inner_ridge,
-    predict,
-    ridge_from_features,
-    ridge_from_gram,
+    plan_ridge,
     standardisation,
 )
 from isocortex.encoding.scores import high_enough, normalise, pearson, r2
+from isocortex.encoding.weights import weight_datasets
 from isocortex.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+METHODS = ("ridge", "fractional")
+FRACTIONS = tuple(np.round(np.arange(0.1, 1.01, 0.1), 10).tolist())
+PERMUTATION_BLOCK = 40.0  # s, some times the length of a haemodynamic response
+TIMED = ("delays", "delays_volumes", "resampling", "gap_volumes")  # of the design of volumes
 PLAN_BYTES = 512 << 20  # decompositions that are kept while the voxels pass by
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that one layer and fold need to know of the features."""
-
-    layer: int
-    fold: int
-    inner: tuple[InnerRidge, ...]
-    outer: Ridge
-
-    @property
-    def n_bytes(self) -> int:
-        parts = [self.outer.rotation, self.outer.projection]
-        parts += [part for split in self.inner for part in (split.rotation, split.stacked)]
-        return sum(part.numel() * part.element_size() for part in parts)
 
 
 @dataclass(frozen=True)
@@ -65,188 +64,80 @@ class LinearFit:
         Held-out Pearson r and coefficient of determination, plain means over folds.
     alpha
         Penalty, geometric mean over folds.
+    fraction
+        Of fractional ridge: mean over folds.
     """
 
     score: np.ndarray
     r2: np.ndarray
     alpha: np.ndarray
+    fraction: np.ndarray | None = None
 
 
-class _Counts:
-    """How many trials each stimulus has in a set of run groups."""
+@dataclass(frozen=True)
+class Plan:
+    """Which layer and fold a ridge regression is for."""
 
-    def __init__(self, cv: CrossValidation) -> None:
-        self.table = np.zeros((len(cv.groups), len(cv.stimuli)))
-        np.add.at(self.table, (cv.group, cv.stimulus), 1)
-
-    def __call__(self, groups: tuple[int, ...], stimuli: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(self.table[list(groups)].sum(0)[stimuli])
+    layer: int
+    fold: int
+    ridge: RidgePlan
 
 
-class _Means:
-    """Means over the trials of each stimulus in a set of run groups, for a block of voxels."""
-
-    def __init__(self, cv: CrossValidation, trials: torch.Tensor) -> None:
-        self.cv, self.trials = cv, trials
-        self.cache: dict[tuple[int, ...], torch.Tensor] = {}
-
-    def __call__(self, groups: tuple[int, ...], stimuli: np.ndarray) -> torch.Tensor:
-        if groups not in self.cache:
-            table = np.zeros((len(self.cv.stimuli), len(self.cv.stimulus)))
-            among = np.flatnonzero(np.isin(self.cv.group, groups))
-            table[self.cv.stimulus[among], among] = 1
-            table /= np.maximum(table.sum(1, keepdims=True), 1)
-            average = torch.from_numpy(table).to(self.trials)
-            self.cache[groups] = average @ self.trials
-        return self.cache[groups][torch.from_numpy(stimuli)]
-
-
-def _decompose(
-    features: torch.Tensor,
-    inner_products: torch.Tensor | None,
-    rows: np.ndarray,
-    tests: np.ndarray,
-    counts: torch.Tensor,
-) -> Ridge:
-    """Dual form where inner products of rows are given, primal form from features otherwise."""
-    train, test = torch.from_numpy(rows), torch.from_numpy(tests)
-    if inner_products is None:
-        return ridge_from_features(features[train], features[test], counts)
-    return ridge_from_gram(inner_products[train][:, train], inner_products[test][:, train], counts)
+def _with_targets(block: torch.Tensor, plans: Sequence[Plan]) -> Iterable[tuple[Plan, Targets]]:
+    """Plans, which come fold by fold, with their fold's targets: these serve all layers."""
+    held, targets = -1, None
+    for plan in plans:
+        if plan.fold != held:
+            held, targets = plan.fold, Targets(plan.ridge.samples, block)
+        yield plan, targets
 
 
 def make_plan(
     features: torch.Tensor,
-    cv: CrossValidation,
-    fold: Fold,
-    alphas: torch.Tensor,
+    samples: Samples,
+    alphas: Sequence[float],
     *,
-    layer: int,
-    number: int,
-    device: torch.device,
-    dtype: torch.dtype,
     pca: int | None = None,
-) -> Plan:
-    """Standardise one layer's features on one fold's training trials and decompose them.
-
-    Parameters
-    ----------
-    features
-        Shape (stimuli, units), in the order of `cv.stimuli`.
-    cv, fold
-        The cross-validation and one fold of it.
-    alphas
-        Penalties.
-    layer, number
-        Kept in the plan: which layer and fold it is for.
-    device, dtype
-        Of the plan; decompositions are float64 on the CPU, so that they are the same whatever
-        the device.
-    pca
-        Principal components of the fold's training rows to keep; None: all features.
-    """
-    counts = _Counts(cv)
-    scaled, inner_products = scaled_features(
-        features, fold.train_stimuli, counts(fold.train_groups, fold.train_stimuli), pca=pca
-    )
-    rows = fold.train_stimuli
-    tests = np.unique(cv.stimulus[fold.test_trials])
-    outer = _decompose(scaled, inner_products, rows, tests, counts(fold.train_groups, rows))
-    inner = []
-    for split in fold.inner:
-        ridge = _decompose(
-            scaled,
-            inner_products,
-            split.train_stimuli,
-            split.test_stimuli,
-            counts(split.train_groups, split.train_stimuli),
-        )
-        shares = counts(split.test_groups, split.test_stimuli)
-        inner.append(inner_ridge(ridge, shares, alphas, device=device, dtype=dtype))
-    return Plan(layer, number, tuple(inner), outer.to(device, dtype))
-
-
-def scaled_features(
-    features: torch.Tensor, rows: np.ndarray, counts: torch.Tensor, *, pca: int | None = None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Features z-scored (and reduced) by what their training rows say, or their inner products.
+    solver: str = "auto",
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> RidgePlan:
+    """Standardise one layer's features on one fold's training trials, reduce, decompose.
 
     Parameters
     ----------
     features
         Shape (stimuli, units).
-    rows, counts
-        Training rows, and the number of samples that each stands for.
+    samples
+        Of the fold.
+    alphas
+        Penalties.
     pca
-        Principal components of the training rows to keep.
-
-    Returns
-    -------
-    scaled, inner_products
-        Inner products of all rows, float64, where there are more units than training rows (the
-        dual form); else None, and `scaled` is what the primal form takes.
+        Principal components of the fold's training trials to keep (with the variances that they
+        have in z-scored features, so that penalties mean the same); None: all features.
+    solver
+        `primal`, `dual` or `auto`: see `plan_ridge`.
+    device, dtype
+        Of the plan; decompositions are float64.
     """
-    train = torch.from_numpy(rows)
-    centre_, scale = standardisation(features[train], counts)
-    dual = features.shape[1] >= len(rows)
-    inner_products = gram(features, centre_, scale).cpu() if dual else None
-    scaled = features if dual else ((features.double() - centre_) * scale).cpu()
+    rows = torch.from_numpy(np.unique(samples.row[samples.train])).to(features.device)
+    counts = torch.from_numpy(samples.counts(samples.train)).to(features.device)[rows]
+    middle, scale = standardisation(features[rows], counts)
+    if not scale.any():
+        # Nothing varies: the mean is predicted, for which the primal form has no rows to work on
+        features, pca, solver = torch.zeros_like(features[:, :1]), None, "dual"
     if pca is not None:
-        given = scaled if inner_products is None else inner_products
-        scaled = principal_components(
-            given, train, counts, number=pca, inner_products=inner_products is not None
-        )
-        inner_products = None
-    return scaled, inner_products
-
-
-@dataclass(frozen=True)
-class _Targets:
-    """One fold's responses of a block of voxels, as ridge regression takes them.
-
-    `inner` has a pair for each inner split: the training rows and the held-out offset; `total`
-    is the squared error of predicting the training mean, summed over inner splits.
-    """
-
-    inner: list[tuple[torch.Tensor, torch.Tensor]]
-    total: torch.Tensor
-    train: torch.Tensor
-    test: torch.Tensor
-    position: torch.Tensor
-
-
-def _targets_of_folds(
-    block: torch.Tensor, cv: CrossValidation, plans: Sequence[Plan]
-) -> Iterable[tuple[int, Plan, _Targets]]:
-    """Each plan's number, the plan and its fold's targets; plans come fold by fold."""
-    means = _Means(cv, block)
-    held, targets = -1, None
-    for index, plan in enumerate(plans):
-        fold = cv.folds[plan.fold]
-        if plan.fold != held:  # one fold's targets serve all layers
-            inner = []
-            for split, ridge in zip(fold.inner, plan.inner, strict=True):
-                train = means(split.train_groups, split.train_stimuli)
-                test = means(split.test_groups, split.test_stimuli)
-                offset = (test - ridge.weights @ train) * ridge.root_share[:, None]
-                inner.append((train, offset))
-            _, position = np.unique(cv.stimulus[fold.test_trials], return_inverse=True)
-            targets = _Targets(
-                inner,
-                sum(offset.square().sum(0) for _, offset in inner),
-                means(fold.train_groups, fold.train_stimuli),
-                block[torch.from_numpy(fold.test_trials)],
-                torch.from_numpy(position).to(block.device),
-            )
-            held = plan.fold
-        yield index, plan, targets
-
-
-def _inner_loss(plan: Plan, targets: _Targets) -> torch.Tensor:
-    """Squared error over the inner splits, shape (penalties, voxels)."""
-    return sum(
-        held_out_loss(ridge, rows, offset)
-        for ridge, (rows, offset) in zip(plan.inner, targets.inner, strict=True)
+        dual = features.shape[1] >= len(rows)
+        known = gram(features, middle, scale) if dual else (features.double() - middle) * scale
+        features = principal_components(known, rows, counts, number=pca, inner_products=dual)
+    return plan_ridge(
+        features,
+        samples,
+        alphas,
+        solver=solver,
+        standardise=pca is None,
+        device=device,
+        dtype=dtype,
     )
 
 
@@ -257,8 +148,10 @@ def fit_layers(
     cv: CrossValidation,
     alphas: Sequence[float],
     *,
+    method: str = "ridge",
     regions: np.ndarray | None = None,
     pca: int | None = None,
+    solver: str = "auto",
     predictions: np.ndarray | None = None,
     voxel_batch: int = 1024,
     device: torch.device | str = "cpu",
@@ -283,10 +176,12 @@ def fit_layers(
         inner folds.
     regions
         Label of each voxel: one penalty for all voxels of a label, by the mean over voxels of
-        the squared error as a share of the error of the mean. Voxels of label 0, and all where
-        None, choose for themselves.
+        the squared error as a share of the voxel's training variance. Voxels of label 0, and all
+        where None, choose for themselves.
     pca
         Principal components to keep, fitted on each fold's training rows; None: all features.
+    solver
+        `primal`, `dual`, or `auto`: by size. The answers are the same to rounding.
     predictions
         Shape (layers, trials, voxels), float32: filled with the held-out predictions, intercept
         and all; left as it is where there are none. May be a memory map.
@@ -309,86 +204,73 @@ def fit_layers(
     pooled r downwards.
     """
     device = torch.device(device)
-    grid = torch.tensor(list(alphas), dtype=torch.float64)
-    on_device = grid.to(device, dtype)
-    logs = grid.log().numpy()
+    logs = np.log(np.asarray(alphas, float))
     shape = (len(layers), n_voxels)
     total, total_r2, log_alpha, count = (np.zeros(shape) for _ in range(4))
-    names, region = (
-        (np.array([0]), np.zeros(n_voxels, int))
-        if regions is None
-        else np.unique(np.concatenate([[0], regions]), return_inverse=True)
-    )
-    region = region[-n_voxels:]  # 0 of the labels comes first and is none
+    region = None if regions is None else np.asarray(regions)
+    splits = [Samples.of_fold(cv, fold) for fold in cv.folds]
 
-    def blocks(label: str) -> Iterable[tuple[int, int, torch.Tensor, np.ndarray]]:
+    def targets_of(plans: Sequence[Plan], label: str) -> Iterable[tuple[slice, np.ndarray, list]]:
+        """Each block of voxels, which of them can be used, and the plans with their targets."""
         starts = range(0, n_voxels, voxel_batch)
         for first in tqdm(starts, desc=label, unit="block", disable=None):
-            last = min(first + voxel_batch, n_voxels)
-            values, usable = centre(read_block(first, last), cv)
-            yield first, last, torch.from_numpy(values).to(device, dtype).contiguous(), usable
+            part = slice(first, min(first + voxel_batch, n_voxels))
+            values, usable = centre(read_block(part.start, part.stop), cv)
+            yield part, usable, _with_targets(torch.from_numpy(values).to(device, dtype), plans)
 
-    def choose_by_region(plans: list[Plan]) -> list[torch.Tensor]:
-        losses = [
-            torch.zeros((len(grid), len(names)), dtype=torch.float64, device=device) for _ in plans
-        ]
-        for first, last, block, usable in blocks("penalties of regions"):
-            label = torch.from_numpy(region[first:last]).to(device)
-            usable_ = torch.from_numpy(usable).to(device)
-            for index, plan, targets in _targets_of_folds(block, cv, plans):
-                counted = usable_ & (targets.total > 0)
-                share = _inner_loss(plan, targets) / torch.where(counted, targets.total, 1.0)
-                share = torch.where(counted, share, 0.0).double()
-                # a product, because sums into shared places have no fixed order on a GPU
-                losses[index] += share @ torch.nn.functional.one_hot(label, len(names)).double()
-        return [loss.min(0).indices for loss in losses]
+    def choices_of_regions(plans: Sequence[Plan]) -> list[dict[int, int]]:
+        """Penalty of each plan and label, by the sum over voxels of losses over variances."""
+        names, column = np.unique(region, return_inverse=True)
+        losses = np.zeros((len(plans), len(alphas), len(names)))
+        for part, usable, pairs in targets_of(plans, "penalties of regions"):
+            for index, (plan, targets) in enumerate(pairs):
+                variance = targets.block[plan.ridge.samples.train].var(0).double().cpu().numpy()
+                counted = usable & (variance > 0)
+                share = plan.ridge.losses(targets).double().cpu().numpy()[:, counted]
+                share = share / variance[counted]
+                for row, values in enumerate(share):
+                    losses[index, row] += np.bincount(
+                        column[part][counted], values, minlength=len(names)
+                    )
+        return [dict(zip(names.tolist(), loss.argmin(0).tolist(), strict=True)) for loss in losses]
 
     def run(plans: list[Plan]) -> None:
         plans = sorted(plans, key=lambda plan: plan.fold)
-        of_regions = choose_by_region(plans) if len(names) > 1 else None
-        for first, last, block, usable in blocks("encoding"):
-            label = torch.from_numpy(region[first:last]).to(device)
-            alone = of_regions is None or bool((label == 0).any())
-            for index, plan, targets in _targets_of_folds(block, cv, plans):
+        of_regions = None if region is None else choices_of_regions(plans)
+        for part, usable, pairs in targets_of(plans, "encoding"):
+            for index, (plan, targets) in enumerate(pairs):
                 choice = None
-                if alone:  # argmin over rows is many times slower than min
-                    choice = _inner_loss(plan, targets).min(0).indices
+                if region is None or (region[part] == 0).any():
+                    choice = choose_penalty(plan.ridge.losses(targets))
                 if of_regions is not None:
-                    shared = of_regions[index][label]
-                    choice = shared if choice is None else torch.where(label > 0, shared, choice)
-                prediction = predict(plan.outer, targets.train, on_device, choice)
-                prediction = prediction + plan.outer.weights @ targets.train
-                prediction = prediction[targets.position]
-                r = pearson(prediction, targets.test).double().cpu().numpy()
-                explained = r2(prediction, targets.test).double().cpu().numpy()
+                    shared = [of_regions[index][label] for label in region[part].tolist()]
+                    shared = torch.tensor(shared, device=device)
+                    own = torch.from_numpy(region[part] == 0).to(device)
+                    choice = shared if choice is None else torch.where(own, choice, shared)
+                prediction = plan.ridge.predict(targets, choice)
+                trials = cv.folds[plan.fold].test_trials
+                test = targets.block[torch.from_numpy(trials).to(device)]
+                r = pearson(prediction, test).double().cpu().numpy()
+                explained = r2(prediction, test).double().cpu().numpy()
                 scored = np.isfinite(r) & usable
-                total[plan.layer, first:last][scored] += r[scored]
-                total_r2[plan.layer, first:last][scored] += explained[scored]
-                count[plan.layer, first:last] += scored
+                total[plan.layer, part][scored] += r[scored]
+                total_r2[plan.layer, part][scored] += explained[scored]
+                count[plan.layer, part] += scored
                 chosen = logs[choice.cpu().numpy()]
-                log_alpha[plan.layer, first:last] += np.where(scored, chosen, 0)
+                log_alpha[plan.layer, part] += np.where(scored, chosen, 0)
                 if predictions is not None:
-                    trials = cv.folds[plan.fold].test_trials
-                    predictions[plan.layer, trials, first:last] = prediction.float().cpu().numpy()
+                    predictions[plan.layer, trials, part] = prediction.float().cpu().numpy()
 
     pending: list[Plan] = []
     held = 0
     for index, load in enumerate(layers):
         features = torch.from_numpy(np.ascontiguousarray(load())).to(device)
-        for number, fold in enumerate(cv.folds):
-            plan = make_plan(
-                features,
-                cv,
-                fold,
-                grid,
-                layer=index,
-                number=number,
-                device=device,
-                dtype=dtype,
-                pca=pca,
+        for number, samples in enumerate(splits):
+            ridge = make_plan(
+                features, samples, alphas, pca=pca, solver=solver, device=device, dtype=dtype
             )
-            pending.append(plan)
-            held += plan.n_bytes
+            pending.append(Plan(index, number, ridge))
+            held += ridge.n_bytes
             if held > PLAN_BYTES:
                 run(pending)
                 pending, held = [], 0
@@ -428,12 +310,27 @@ def _penalties(alphas: Sequence[float] | Mapping[str, Any]) -> list[float]:
 
 def fit_encoding(
     *,
-    betas: Path,
+    responses: Path,
     features: Path,
     out: Path,
     maps: Path,
     alphas: Sequence[float] | Mapping[str, Any],
     cross_validation: Mapping[str, Any],
+    method: str = "ridge",
+    fractions: Sequence[float] = FRACTIONS,
+    alpha_per: str = "voxel",
+    pca: int | None = None,
+    delays: Sequence[float] | None = None,
+    resampling: str = "average",
+    gap: float = 8.0,
+    permutations: int = 0,
+    permutation_block: float | None = None,
+    bootstrap: bool = False,
+    responsive_ceiling: float = 0.1,
+    weights: Path | None = None,
+    predictions: Path | None = None,
+    regions: Path | None = None,
+    labels: Path | None = None,
     min_ceiling: float = 0.05,
     voxel_batch: int = 1024,
     device: str = "auto",
@@ -445,26 +342,52 @@ def fit_encoding(
 
     Parameters
     ----------
-    betas, features
-        Stores.
+    responses
+        Betas or timeseries store.
+    features
+        Features store.
     out
         The store.
     maps
-        Folder for NIfTI maps: r of the best layer, the same over its noise ceiling, and which
-        layer is best (1 for the first; the JSON beside it names them).
+        Folder for maps at each voxel's best layer, see `maps.write_subject_maps`.
     alphas
         List of penalties, or a mapping minimum, maximum, number: a logarithmic grid.
     cross_validation
-        over (run or session), new_stimuli, stimulus_folds, run_folds: see
+        over (run, session, or of trials condition), new_stimuli, stimulus_folds, run_folds: see
         `cross_validation_folds`.
+    method
+        `ridge`, or `fractional`: the penalty of each voxel is that which shrinks its weights to a
+        fraction of their length without a penalty (Rokem & Kay 2020).
+    fractions
+        Fractions to choose from, with `fractional`.
+    alpha_per
+        `voxel`, or `region`: one penalty (or fraction) for all voxels of a region.
+    pca
+        Principal components of the features to keep, fitted on each fold's training samples.
+    delays, resampling, gap
+        Of volumes: see `volumes.volume_design`.
+    permutations
+        Permutations of held-out predictions, for p-values; 0: none.
+    permutation_block
+        Seconds (of volumes; `PERMUTATION_BLOCK` where None) or trials that stay together. Trials
+        with None: predictions are permuted between stimuli.
+    bootstrap
+        Keep what each stimulus adds to each region's mean r, see `agreement`.
+    responsive_ceiling
+        Least explainable share of single-sample variance of the voxels that make that mean.
+    weights, predictions
+        Further stores to write: weights of a fit to all samples at the penalties that the folds
+        chose, and held-out predictions.
+    regions, labels
+        Label image and table of labels, for `alpha_per` region and `bootstrap`.
     min_ceiling
-        Least explainable share of single-trial variance for which scores are normalised.
+        Least explainable share of single-sample variance for which scores are normalised.
     voxel_batch
         Voxels that are worked on together.
     device
         `auto`, `cpu` or `cuda`.
     seed
-        Of the deal of stimuli to folds: the study's.
+        Of the deal of stimuli to folds, and of permutations: the study's.
     threads
         Cores.
     code
@@ -478,100 +401,248 @@ def fit_encoding(
     Raises
     ------
     InputError
-        Where a stimulus has no features, there are too few stimuli, or there is no such device.
+        Where a stimulus has no features, there are too few stimuli, regions are asked for and not
+        given or on another grid, or there is no such device.
 
     Notes
     -----
-    Scores are r with single trials, so the ceiling is that of single trials: the share of
-    variance is ncsnr^2 / (ncsnr^2 + 1) (the betas' own noise_ceiling is for means over repeats),
-    the highest correlation to be expected its root (Allen et al. 2022). Normalised scores can
-    exceed 1 where the ceiling is uncertain; they are kept, counted and warned of.
+    Scores are of single samples, so the ceiling is that of single samples, see
+    `isocortex.encoding.scores`. Normalised scores can exceed 1 where the ceiling is uncertain;
+    they are kept, counted and warned of.
     """
     where = select_device(device, key="encoding.device")
     penalties = _penalties(alphas)
-    responses = open_responses(betas)
-    design = design_of(responses, features, cross_validation=cross_validation, seed=seed)
-    name, cv, n_voxels = responses.name, design.cv, responses.n_voxels
-    layers = design.layers
-    loaders = [functools.partial(design.load, layer) for layer in layers]
-
-    with deterministic(threads):
-        score, alpha = cross_validated_scores(
-            loaders, responses.read, n_voxels, cv, penalties, voxel_batch=voxel_batch, device=where
+    if method not in METHODS:
+        raise InputError(f"unknown encoding.method {method!r}: write one of {', '.join(METHODS)}")
+    if alpha_per not in ("voxel", "region"):
+        raise InputError(f"unknown encoding.alpha_per {alpha_per!r}: write voxel or region")
+    if (alpha_per == "region" or bootstrap) and (regions is None or labels is None):
+        raise InputError(
+            "encoding.alpha_per: region and encoding.bootstrap need regions: add input.regions"
         )
+    opened = open_responses(responses)
+    in_time = {"delays": delays, "resampling": resampling, "gap": gap}
+    design = design_of(
+        opened,
+        features,
+        cross_validation=cross_validation,
+        seed=seed,
+        **(in_time if opened.kind == "volumes" else {}),
+    )
+    name, cv, n_voxels = opened.name, design.cv, opened.n_voxels
+    layers = design.layers
+    region = None
+    if regions is not None and labels is not None:
+        region = regions_of_voxels(regions, opened.coords, opened.attrs, where=name)
+    held_out = None
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(deterministic(threads))
+        if permutations or bootstrap or predictions is not None:
+            shape = (len(layers), len(opened.used), n_voxels)
+            held_out = stack.enter_context(_scratch(Path(out), shape))
+        fit = fit_layers(
+            [functools.partial(design.load, layer) for layer in layers],
+            opened.read,
+            n_voxels,
+            cv,
+            penalties if method == "ridge" else sorted({float(value) for value in fractions}),
+            method=method,
+            regions=region if alpha_per == "region" else None,
+            pca=pca,
+            predictions=held_out,
+            voxel_batch=voxel_batch,
+            device=where,
+        )
+        further = _inference(
+            opened,
+            cv,
+            fit,
+            held_out,
+            permutations=permutations,
+            permutation_block=permutation_block,
+            region=region if bootstrap else None,
+            names=bids.read_labels(labels) if bootstrap else {},
+            responsive_ceiling=responsive_ceiling,
+            voxel_batch=voxel_batch,
+            device=where,
+            seed=seed,
+        )
+        result = _dataset(opened, design, fit, further, min_ceiling=min_ceiling)
+        result.attrs |= {
+            "seed": seed,
+            "device": where.type,
+            "method": method,
+            "alphas": penalties if method == "ridge" else [],
+            "fractions": [] if method == "ridge" else list(fractions),
+            "alpha_per": alpha_per,
+            "pca": pca,
+            "permutations": permutations,
+            "responsive_ceiling": responsive_ceiling if bootstrap else None,
+            **{key: design.attrs[key] for key in TIMED if key in design.attrs},
+        }
+        sources = [responses, features, *([regions, labels] if region is not None else [])]
+        if predictions is not None:
+            made = _predictions_dataset(opened, design, held_out, result.attrs)
+            store.write(made, predictions, spec="encoding_predictions", sources=sources, code=code)
+        if weights is not None:
+            made = weight_datasets(opened, design, fit.alpha, pca=pca, voxel_batch=voxel_batch)
+            with dask.config.set(scheduler="synchronous"):  # blocks are read in turn
+                store.write(made, weights, spec="encoding_weights", sources=sources, code=code)
+    if above := result.attrs["n_scores_above_ceiling"]:
+        logger.warning(
+            "%s, model %s: %d normalised scores are over 1: their noise ceilings are uncertain",
+            name,
+            design.model,
+            above,
+        )
+    write_subject_maps(Path(maps), result)
+    logger.info("%s, model %s: %s; %d voxels", name, design.model, cv.text, n_voxels)
+    return store.write(result, out, spec="encoding", sources=sources, code=code)
 
+
+@contextlib.contextmanager
+def _scratch(out: Path, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """An array of NaN for held-out predictions: in memory where small, else in a file."""
+    if np.prod(shape) * 4 <= RESIDENT_BYTES:
+        yield np.full(shape, np.nan, np.float32)
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    path = provenance.temporary_beside(out.with_suffix(".predictions"))
+    try:
+        array = np.memmap(path, np.float32, "w+", shape=shape)
+        for layer in array:
+            layer[:] = np.nan
+        yield array
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _inference(
+    responses: Responses,
+    cv: CrossValidation,
+    fit: LinearFit,
+    held_out: np.ndarray | None,
+    *,
+    permutations: int,
+    permutation_block: float | None,
+    region: np.ndarray | None,
+    names: Mapping[int, str],
+    responsive_ceiling: float,
+    voxel_batch: int,
+    device: torch.device,
+    seed: int,
+) -> dict[str, tuple]:
+    """Arrays of p-values and of the stimuli's agreement, where asked for."""
+    arrays: dict[str, tuple] = {}
+    if permutations:
+        runs = responses.samples["run"]
+        if responses.kind == "volumes":
+            seconds = PERMUTATION_BLOCK if permutation_block is None else permutation_block
+            size = max(1, round(seconds / float(responses.attrs["TR"])))
+        else:
+            size = None if permutation_block is None else max(1, round(permutation_block))
+        if size is None:
+            exchanges = exchange_stimuli(cv, permutations=permutations, seed=seed)
+        else:
+            exchanges = exchange_blocks(cv, runs, block=size, permutations=permutations, seed=seed)
+        test = permutation_test(
+            held_out, responses.read, cv, exchanges, voxel_batch=voxel_batch, device=device
+        )
+        for key in ("p", "p_fdr", "p_fwe"):
+            arrays[key] = (("layer", "voxel"), getattr(test, key).astype(np.float32))
+    if region is not None:
+        counted = np.isfinite(fit.score).all(0)
+        if np.isfinite(responses.ceiling).any():
+            counted &= np.nan_to_num(responses.ceiling) ** 2 >= responsive_ceiling
+        members = np.stack([counted & (region == label) for label in names])
+        agreement = stimulus_agreement(
+            held_out, responses.read, cv, members, voxel_batch=voxel_batch
+        )
+        arrays["agreement"] = (("layer", "region", "stimulus"), agreement)
+        arrays["region"] = ("region", np.array(list(names.values()), dtype=object))
+        arrays["stimulus"] = ("stimulus", np.array(cv.stimuli, dtype=object))
+    return arrays
+
+
+def _dataset(
+    responses: Responses,
+    design: Design,
+    fit: LinearFit,
+    further: Mapping[str, tuple],
+    *,
+    min_ceiling: float,
+) -> xr.Dataset:
+    """The encoding store's arrays and what was counted."""
     ceiling = responses.ceiling
     enough = high_enough(ceiling, min_ceiling)
-    normalised = normalise(score, ceiling, min_ceiling=min_ceiling)
-    scored = np.isfinite(score).any(0)
-    best = np.where(scored, np.nan_to_num(score, nan=-np.inf).argmax(0), -1).astype(np.int16)
+    normalised = normalise(fit.score, ceiling, min_ceiling=min_ceiling)
+    explained = normalise(fit.r2, ceiling, power=2, min_ceiling=min_ceiling)
+    scored = np.isfinite(fit.score).any(0)
+    best = np.where(scored, np.nan_to_num(fit.score, nan=-np.inf).argmax(0), -1)
     above = int((normalised > 1).sum())
-    result_attrs = {
-        "affine": responses.attrs["affine"],
-        "shape": responses.attrs["shape"],
-        "space": responses.attrs["space"],
-        "subject": responses.subject,
-        "task": responses.task,
-        "model": design.model,
-        "folds": cv.text,
-        "seed": seed,
-        "device": where.type,
-        "alphas": penalties,
-        "min_ceiling": min_ceiling,
-        "score_average": "plain mean over folds of Pearson r over a fold's test trials",
-        "n_trials": len(responses.used),
-        "n_trials_without_stimulus": responses.n_samples - len(responses.used),
-        "n_stimuli": len(cv.stimuli),
-        "n_voxels_without_score": int((~scored).sum()),
-        "n_voxels_ceiling_too_low": int((~enough).sum()),
-        "n_scores_above_ceiling": above,
-        "warning": f"{above} normalised scores are over 1: their noise ceilings are uncertain"
-        if above
-        else "",
+    by_layer = {
+        "score": fit.score,
+        "score_normalised": normalised,
+        "r2": fit.r2,
+        "r2_normalised": explained,
+        "alpha": fit.alpha,
     }
-    if above:
-        logger.warning("%s, model %s: %s", name, design.model, result_attrs["warning"])
-    result = xr.Dataset(
+    if fit.fraction is not None:
+        by_layer["fraction"] = fit.fraction
+    return xr.Dataset(
         {
-            "score": (("layer", "voxel"), score.astype(np.float32)),
-            "score_normalised": (("layer", "voxel"), normalised.astype(np.float32)),
-            "alpha": (("layer", "voxel"), alpha.astype(np.float32)),
-            "best_layer": ("voxel", best),
+            **{
+                key: (("layer", "voxel"), values.astype(np.float32))
+                for key, values in by_layer.items()
+            },
+            "best_layer": ("voxel", best.astype(np.int16)),
             "noise_ceiling": ("voxel", ceiling.astype(np.float32)),
+            **further,
         },
         coords={
-            "layer": np.array(layers, dtype=object),
+            "layer": np.array(design.layers, dtype=object),
             **{axis: ("voxel", responses.coords[axis]) for axis in "ijk"},
         },
-        attrs=result_attrs,
+        attrs={
+            **{key: responses.attrs[key] for key in ("affine", "shape", "space")},
+            "subject": responses.subject,
+            "task": responses.task,
+            "model": design.model,
+            "kind": responses.kind,
+            "folds": design.cv.text,
+            "min_ceiling": min_ceiling,
+            "score_average": "plain mean over folds of Pearson r over a fold's test trials",
+            "n_trials": len(responses.used),
+            "n_trials_without_stimulus": responses.n_samples - len(responses.used),
+            "n_stimuli": len(design.cv.stimuli),
+            "n_voxels_without_score": int((~scored).sum()),
+            "n_voxels_ceiling_too_low": int((~enough).sum()),
+            "n_scores_above_ceiling": above,
+            "warning": f"{above} normalised scores are over 1: their noise ceilings are uncertain"
+            if above
+            else "",
+        },
     )
-    _write_maps(Path(maps), result)
-    logger.info("%s, model %s: %s; %d voxels", name, design.model, cv.text, n_voxels)
-    return store.write(result, out, spec="encoding", sources=[betas, features], code=code)
 
 
-def _write_maps(folder: Path, result: xr.Dataset) -> None:
-    attrs = result.attrs
-    voxels = np.stack([result[axis].values for axis in "ijk"], axis=1)
-    best = result["best_layer"].values
-    at_best = (np.maximum(best, 0), np.arange(len(best)))
-    stem = (
-        f"sub-{attrs['subject']}_task-{attrs['task']}_model-{attrs['model']}_"
-        f"space-{attrs['space']}_"
-    )
-    for suffix, values, dtype in (
-        ("stat-r_statmap", result["score"].values[at_best], np.float32),
-        ("stat-rnormalised_statmap", result["score_normalised"].values[at_best], np.float32),
-        ("desc-bestlayer_dseg", best + 1, np.int16),
-    ):
-        write_map(
-            folder / f"{stem}{suffix}.nii.gz",
-            values,
-            voxels,
-            shape=attrs["shape"],
-            affine=attrs["affine"],
-            dtype=dtype,
-        )
-    provenance.write_json(
-        folder / f"{stem}desc-bestlayer_dseg.json", {"Levels": legend(result["layer"].values)}
+def _predictions_dataset(
+    responses: Responses, design: Design, held_out: np.ndarray, attrs: Mapping[str, Any]
+) -> xr.Dataset:
+    """Held-out predictions as a lazy dataset, a block of voxels at a time."""
+    size = max(1, store.SHARD_BYTES // (4 * held_out.shape[0] * held_out.shape[1]))
+    values = dask.array.from_array(held_out, chunks=(-1, -1, size), name=False)
+    stimuli = np.array(design.cv.stimuli, dtype=object)[design.cv.stimulus]
+    return xr.Dataset(
+        {"prediction": (("layer", "sample", "voxel"), values)},
+        coords={
+            "layer": np.array(design.layers, dtype=object),
+            "stimulus": ("sample", stimuli),
+            "run": ("sample", responses.samples["run"].astype(object)),
+            "index": ("sample", responses.used.astype(np.int32)),
+            **{axis: ("voxel", responses.coords[axis]) for axis in "ijk"},
+        },
+        attrs={
+            key: attrs[key]
+            for key in ("affine", "shape", "space", "subject", "task", "model", "folds")
+        },
     )
