@@ -53,13 +53,13 @@ __all__ = [
 
 FEATURE_BLOCK = 16384
 
-TOLERANCE = {torch.float32: 1e-7, torch.float64: 1e-14}
+TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-14}
 """Root mean square error of an interpolated prediction, for targets of variance one."""
 
 LOSS_ELEMENTS = 1 << 22  # residuals of some targets at all nodes: what a processor's cache holds
 
 
-MOST_ROUNDING = 1e-5  # of a prediction made from moments, for targets of variance one
+MOST_GROWTH = 10.0  # of the rounding of moments, on the way to a prediction
 COLUMNS, ROWS = 4096, 512  # of features: blocks of inner products
 
 
@@ -380,8 +380,8 @@ class _Decomposition:
 def _kept(matrix: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Eigenvalues and eigenvectors without those that are zero within rounding."""
     values, vectors = torch.linalg.eigh(matrix)
-    threshold = values.max().clamp(min=0) * size * torch.finfo(matrix.dtype).eps
-    kept = values > threshold
+    largest = values[-1:].clamp(min=0)  # they ascend; there are none of constant features
+    kept = values > largest * size * torch.finfo(matrix.dtype).eps
     return values[kept], vectors[:, kept]
 
 
@@ -485,7 +485,7 @@ class _Split:
     """One inner split: an operator to residuals at the nodes, and squared errors of those."""
 
     operator: torch.Tensor  # (nodes x test rows, rows or moments), test rows scaled by root_share
-    squares: torch.Tensor  # (penalties, pairs of residuals)
+    squares: torch.Tensor  # (penalties, residuals x residuals)
     test_counts: torch.Tensor
     root_share: torch.Tensor
     n_train: float
@@ -613,15 +613,13 @@ def _squared_error(split: _Split, rows: torch.Tensor, offset: torch.Tensor) -> t
     """Squared errors at all penalties, shape (penalties, targets)."""
     n_test, n_targets = offset.shape
     nodes = len(split.operator) // n_test
-    residual = offset.new_empty((nodes + 1, n_test, n_targets))
-    residual[:] = offset
-    residual[:nodes].view(-1, n_targets).addmm_(split.operator, rows, alpha=-1)
-    products = [
-        (residual[one] * residual[other]).sum(0)
-        for one in range(nodes + 1)
-        for other in range(one, nodes + 1)
-    ]
-    return split.squares @ torch.stack(products)
+    # One small matrix a target, which a processor's cache holds while it is squared
+    residual = offset.new_empty((n_targets, nodes + 1, n_test))
+    residual[:] = offset.T[:, None]
+    predicted = residual.view(n_targets, -1)[:, : len(split.operator)]
+    predicted.addmm_(rows.T, split.operator.T, alpha=-1)
+    products = torch.bmm(residual, residual.transpose(1, 2))
+    return split.squares @ products.view(n_targets, -1).T
 
 
 def _on(rows: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -766,8 +764,7 @@ def _plan_split(
     operator = torch.cat([found.hat(alphas[node]) for node in nodes]).to(dtype)
     # A target is its own residual at an infinite penalty, and takes what is left of the weights
     weights = np.column_stack([coefficients, 1 - coefficients.sum(1)])
-    one, other = np.triu_indices(weights.shape[1])
-    squares = weights[:, one] * weights[:, other] * np.where(one == other, 1, 2)
+    squares = (weights[:, :, None] * weights[:, None]).reshape(len(alphas), -1)
     return _Split(
         operator,
         _on(squares, known.device).to(dtype),
@@ -791,8 +788,8 @@ def _sums_or_moments(
     direct = sum(
         len(split.operator) * length for split, length in zip(splits, lengths, strict=True)
     )
-    # Rounding of the moments of a target of variance one, through the largest operator
-    worst = max(
+    # How much rounding of the moments grows on the way to a held-out prediction
+    growth = max(
         float(
             split.operator.double()
             .view(-1, len(split.root_share), basis.shape[1])
@@ -803,8 +800,7 @@ def _sums_or_moments(
         )
         for split in splits
     )
-    rounding = torch.finfo(dtype).eps * len(samples.train) ** 0.5 * worst
-    if moments < direct and rounding < MOST_ROUNDING:
+    if moments < direct and growth < MOST_GROWTH:
         return splits, basis
     moved = []
     for split, (train, _) in zip(splits, samples.inner, strict=True):
