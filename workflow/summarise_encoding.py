@@ -8,7 +8,7 @@ if __name__ == "__main__":
         summarise_encoding(
             stores=list(snakemake.input.stores),
             regions=list(snakemake.input.regions),
-            labels=snakemake.input.labels,
+            labels=snakemake.input.labels or None,
             out=snakemake.output.store,
             table=snakemake.output.table,
             maps=snakemake.output.maps,

@@ -142,6 +142,13 @@ def test_inference_equals_scipy(tmp_path, study, labels):
     assert "8 predictors x regions" in result.attrs["correction"]
 
 
+def test_without_regions_all_voxels_are_one(tmp_path, study):
+    summarise(tmp_path, study, [], None)
+    result = store.open(tmp_path / "summary.zarr", "encoding_summary")
+    assert list(result["region"].values) == ["all"]
+    assert (result["n_voxels"].values > 60).all()  # of 120, of which 100 are in a region
+
+
 def test_an_unknown_correction_is_named(tmp_path, study, labels):
     _, stores, regions = study
     with pytest.raises(InputError, match="bonferroni"):

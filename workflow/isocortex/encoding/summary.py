@@ -15,7 +15,7 @@ from isocortex.multiple_tests import CORRECTIONS, correct_p
 
 logger = logging.getLogger(__name__)
 
-INDIVIDUAL_SPACES = ("T1w", "bold", "boldref", "func", "scanner")  # no common anatomy
+INDIVIDUAL_SPACES = ("T1w", "bold", "boldref", "func", "scanner", "none")  # no common anatomy
 
 
 def one_sample_inference(
@@ -59,8 +59,8 @@ def one_sample_inference(
 def summarise_encoding(
     *,
     stores: Sequence[Path],
-    regions: Sequence[Path],
-    labels: Path,
+    regions: Sequence[Path] = (),
+    labels: Path | None = None,
     out: Path,
     table: Path,
     maps: Path,
@@ -78,7 +78,8 @@ def summarise_encoding(
     regions
         One label image a subject, on the grid of its stores; its name holds `sub-<label>`.
     labels
-        Table of index and name of the regions.
+        Table of index and name of the regions. Without regions and labels (voxels that are on no
+        grid) all voxels are one region, `all`.
     out
         The store.
     table
@@ -111,13 +112,14 @@ def summarise_encoding(
             f"unknown correction {correction!r} in encoding.summary.correction: write one of "
             f"{', '.join(CORRECTIONS)}"
         )
-    names = bids.read_labels(labels)
+    names = bids.read_labels(labels) if labels else {1: "all"}
     by_subject = {bids.entities(Path(path).name)[0].get("sub", ""): Path(path) for path in regions}
     opened = [store.open(path, "encoding") for path in stores]
     if not opened:
         raise InputError("no encoding stores to summarise: name at least one subject and model")
     subjects = list(dict.fromkeys(str(data.attrs["subject"]) for data in opened))
-    if missing := [subject for subject in subjects if subject not in by_subject]:
+    missing = [subject for subject in subjects if subject not in by_subject]
+    if labels and missing:
         raise InputError(f"no regions for subject {missing[0]}: add its label image")
     predictors = list(
         dict.fromkeys(
@@ -135,8 +137,10 @@ def summarise_encoding(
         subject = str(data.attrs["subject"])
         column = subjects.index(subject)
         if subject not in region_of:
-            region_of[subject] = regions_of_voxels(
-                by_subject[subject], data, data.attrs, where=f"subject {subject}"
+            region_of[subject] = (
+                regions_of_voxels(by_subject[subject], data, data.attrs, where=f"subject {subject}")
+                if labels
+                else np.ones(data.sizes["voxel"], int)
             )
         ceiling = data["noise_ceiling"].values.astype(float)
         responsive = np.isfinite(data["score"].values).any(0)
@@ -209,7 +213,11 @@ def summarise_encoding(
         attrs=attrs,
     )
     return store.write(
-        result, out, spec="encoding_summary", sources=[*stores, *regions, labels], code=code
+        result,
+        out,
+        spec="encoding_summary",
+        sources=[*stores, *regions, *([labels] if labels else [])],
+        code=code,
     )
 
 
