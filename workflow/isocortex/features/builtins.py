@@ -1,42 +1,22 @@
 """Models that come with the package: one entry each."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from isocortex.errors import InputError
 from isocortex.features.allconv import AllConvolutional
-from isocortex.features.architectures import IMAGENET_MEAN, IMAGENET_STD, Architecture
+from isocortex.features.architectures import IMAGENET_MEAN, IMAGENET_STD, Architecture, Request
+from isocortex.features.colour import Colour
 from isocortex.features.convnet import convnet
 from isocortex.features.filters import GaborEnergy, Pixels
+from isocortex.features.gist import Gist
+from isocortex.features.luminance import ContrastEnergy, LuminanceContrast
+from isocortex.features.motion import MotionEnergy
 from isocortex.features.resnet20 import ResNet20
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the config says of a builtin model.
-
-    Parameters
-    ----------
-    name
-        The model's key in the config, for messages.
-    seed
-        Of an untrained model's weights.
-    size
-        Side of the input, pixels; None: the model's own.
-    """
-
-    name: str
-    seed: int = 0
-    size: int | None = None
+from isocortex.features.visual_field import gridded, without_options
 
 
 def _pixels(request: Request) -> Architecture:
     return Architecture(Pixels(), request.size or 32, layers=("rgb",))
-
-
-def _gabor(request: Request) -> Architecture:
-    size = request.size or 128
-    return Architecture(GaborEnergy(size=size), size, layers=("energy",))
 
 
 def _resnet20(request: Request) -> Architecture:
@@ -65,10 +45,17 @@ def _convnet(request: Request) -> Architecture:
 
 
 BUILTINS: dict[str, Callable[[Request], Architecture]] = {
-    "pixels": _pixels,
-    "gabor": _gabor,
-    "convnet": _convnet,
-    "resnet20-cifar": _resnet20,
-    "all-cnn-c": _all_cnn_c,
+    "pixels": without_options(_pixels),
+    "gabor": gridded(GaborEnergy, size=128, layers=("energy",)),
+    "luminance": gridded(LuminanceContrast, size=128, layers=("luminance", "contrast")),
+    "colour": gridded(Colour, size=128, layers=("opponent", "lab", "histogram")),
+    "gist": gridded(Gist, size=128, layers=("gist",)),
+    "motion-energy": gridded(MotionEnergy, size=96, layers=("energy",), takes="movie"),
+    "contrast-energy": gridded(
+        ContrastEnergy, size=96, layers=("contrast", "flicker"), takes="movie"
+    ),
+    "convnet": without_options(_convnet),
+    "resnet20-cifar": without_options(_resnet20),
+    "all-cnn-c": without_options(_all_cnn_c),
 }
 """Models by name in the config; torch's global generator holds the seed when one is made."""

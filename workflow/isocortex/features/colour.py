@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from isocortex.features.luminance import linear_rgb
+from isocortex.features.luminance import cell_means, linear_rgb
 
 # Linear sRGB to CIE XYZ (IEC 61966-2-1); its white, D65, is the matrix' row sums.
 XYZ = (
@@ -68,16 +68,14 @@ class Colour(nn.Module):
             (red + green - 2 * blue) / math.sqrt(6),
             (red + green + blue) / math.sqrt(3),
         ]
-        opponent = self.opponent(
-            functional.adaptive_avg_pool2d(torch.stack(channels, dim=1), self.cells)
-        )
+        opponent = self.opponent(cell_means(torch.stack(channels, dim=1), self.cells))
         values = lab(images)
-        self.lab(functional.adaptive_avg_pool2d(values, self.cells))
+        self.lab(cell_means(values, self.cells))
         shares = []
         for channel, (low, high) in enumerate(RANGES):
             place = ((values[:, channel] - low) / (high - low) * self.bins).floor()
             place = place.clamp(0, self.bins - 1).long()
             counted = functional.one_hot(place, self.bins).permute(0, 3, 1, 2).to(values.dtype)
-            shares.append(functional.adaptive_avg_pool2d(counted, self.cells))
+            shares.append(cell_means(counted, self.cells))
         self.histogram(torch.cat(shares, dim=1))
         return opponent

@@ -4,7 +4,8 @@ import math
 
 import torch
 from torch import nn
-from torch.nn import functional
+
+from isocortex.features.luminance import cell_means
 
 
 def pad_symmetric(images: torch.Tensor, width: int) -> torch.Tensor:
@@ -108,9 +109,7 @@ class Gist(nn.Module):
         spectrum = torch.fft.fft2(pad_symmetric(self.prefilter(grey), self.border))
         inside = slice(self.border, -self.border)
         averages = [
-            functional.adaptive_avg_pool2d(
-                torch.fft.ifft2(spectrum * each).abs()[:, None, inside, inside], self.blocks
-            )
+            cell_means(torch.fft.ifft2(spectrum * each).abs()[:, None, inside, inside], self.blocks)
             for each in self.spectra  # one at a time: all responses would take 32 times the space
         ]
         return self.gist(torch.cat(averages, dim=1))

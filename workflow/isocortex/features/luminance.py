@@ -2,11 +2,27 @@
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from isocortex.features.filters import Luminance
 
 REC709 = (0.2126, 0.7152, 0.0722)
+
+
+def cell_means(images: torch.Tensor, cells: int) -> torch.Tensor:
+    """Means over cells x cells cells, shape (n, channels, cells, cells).
+
+    The cells are those of `adaptive_avg_pool2d`, which adds up one pixel after the other and so
+    loses two digits over a large cell; matrix products do not.
+    """
+
+    def weights(length: int) -> torch.Tensor:
+        number = torch.arange(cells)[:, None]
+        pixel = torch.arange(length)
+        first, last = number * length // cells, -(-(number + 1) * length // cells)
+        inside = ((pixel >= first) & (pixel < last)).to(images)
+        return inside / inside.sum(1, keepdim=True)
+
+    return weights(images.shape[-2]) @ images @ weights(images.shape[-1]).T
 
 
 def linear_rgb(images: torch.Tensor) -> torch.Tensor:
@@ -55,8 +71,8 @@ class LuminanceContrast(nn.Module):
             grey = self.grey(images)
         # Squares around the image's mean: around 0 they would lose a low contrast to rounding.
         centre = grey.mean((2, 3), keepdim=True)
-        first = functional.adaptive_avg_pool2d(grey - centre, self.cells)
-        second = functional.adaptive_avg_pool2d((grey - centre) ** 2, self.cells)
+        first = cell_means(grey - centre, self.cells)
+        second = cell_means((grey - centre) ** 2, self.cells)
         luminance = self.luminance(first + centre)
         contrast = self.contrast((second - first**2).clamp(min=0).sqrt())
         return self.both(torch.cat([luminance, contrast], dim=1))
@@ -94,9 +110,9 @@ class ContrastEnergy(nn.Module):
         """Contrast (and flicker), shape (n, 1 or 2, grid, grid), of (n, frames, 3, side, side)."""
         grey = self.grey(clips.flatten(0, 1)).unflatten(0, clips.shape[:2]).squeeze(2)
         energy = ((grey - self.background) ** 2).mean(1, keepdim=True)
-        contrast = self.contrast(functional.adaptive_avg_pool2d(energy, self.cells))
+        contrast = self.contrast(cell_means(energy, self.cells))
         if clips.shape[1] == 1:
             return contrast
         change = (grey.diff(dim=1) ** 2).mean(1, keepdim=True)
-        flicker = self.flicker(functional.adaptive_avg_pool2d(change, self.cells))
+        flicker = self.flicker(cell_means(change, self.cells))
         return self.both(torch.cat([contrast, flicker], dim=1))
