@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import json
 import sys
 from collections.abc import Sequence
 
 from benchmarks.measure import Disagreement
+from isocortex.device import select_device
+from isocortex.errors import InputError
 
 FIGURES = (
     "crossnobis",
@@ -22,6 +25,7 @@ FIGURES = (
     "geodesic-twostep",
     "agtdm",
     "ridge-cv-primal",
+    "ridge-cv-dual",
     "lsa",
     "motion",
 )
@@ -35,6 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--small", action="store_true", help="tiny arrays: do they run and agree? No figure to keep"
     )
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="cuda: figures that can, on a GPU, against the peer's CUDA backend",
+    )
     options = parser.parse_args(arguments)
     if options.figure not in (*FIGURES, "all"):
         print(
@@ -43,10 +53,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 1
     code = 0
+    if options.device == "cuda":
+        try:
+            select_device("cuda", key="--device")
+        except InputError as error:
+            print(f"benchmarks: {error}", file=sys.stderr)
+            return 1
     for figure in FIGURES if options.figure == "all" else (options.figure,):
         module = importlib.import_module(f"benchmarks.{figure.replace('-', '_')}")
         try:
-            found = {"figure": figure, **module.run(small=options.small)}
+            chosen = {"small": options.small}
+            if options.device != "cpu":
+                if "device" not in inspect.signature(module.run).parameters:
+                    print(f"benchmarks: {figure} runs on the CPU alone", file=sys.stderr)
+                    code = 1
+                    continue
+                chosen["device"] = options.device
+            found = {"figure": figure, **module.run(**chosen)}
         except Disagreement as error:
             print(f"benchmarks: {figure}: {error}", file=sys.stderr)
             code = 1

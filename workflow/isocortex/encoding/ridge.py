@@ -19,6 +19,7 @@ rounding:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -386,10 +387,14 @@ def _kept(matrix: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _from_gram(
-    inner: torch.Tensor, train: torch.Tensor, test: torch.Tensor, counts: torch.Tensor
+    inner: torch.Tensor,
+    train: torch.Tensor,
+    test: torch.Tensor,
+    counts: torch.Tensor,
+    intercept: bool,
 ) -> _Decomposition:
     """Dual form, from inner products of all rows; `train` and `test` are indices of rows."""
-    weights, root = counts / counts.sum(), counts.sqrt()
+    weights, root = counts / counts.sum() * intercept, counts.sqrt()
     among = inner[train][:, train]
     mean = among @ weights
     centred = among - mean[:, None] - mean + weights @ mean
@@ -397,7 +402,8 @@ def _from_gram(
     across = inner[test][:, train]
     across = across - (across @ weights)[:, None] - mean + weights @ mean
     rotation = vectors.T / root
-    rotation = rotation - (vectors.T @ root)[:, None] / counts.sum()  # centres the targets
+    if intercept:  # centres the targets
+        rotation = rotation - (vectors.T @ root)[:, None] / counts.sum()
     return _Decomposition(rotation, (across * root) @ vectors, values)
 
 
@@ -406,13 +412,14 @@ def _from_features(
     train: torch.Tensor,
     test: torch.Tensor,
     counts: torch.Tensor,
-    scale: torch.Tensor | None = None,
+    scale: torch.Tensor,
+    intercept: bool,
 ) -> _Decomposition:
     """Primal form; `train` and `test` are indices of rows.
 
-    With `scale`, the rotation acts on [(features / scale)' sums; sum over all] in place of sums.
+    The rotation acts on [(features / scale)' sums; sum over all] in place of sums.
     """
-    weights = counts / counts.sum()
+    weights = counts / counts.sum() * intercept
     known = features[train]
     mean = weights @ known
     known = known - mean
@@ -420,8 +427,6 @@ def _from_features(
     length = values.sqrt()
     projection = (features[test] - mean) @ vectors * length
     back = (vectors / length).T
-    if scale is None:
-        return _Decomposition(back @ known.T, projection, values)
     return _Decomposition(torch.cat([back * scale, -(back @ mean)[:, None]], 1), projection, values)
 
 
@@ -488,7 +493,7 @@ class _Split:
     squares: torch.Tensor  # (penalties, residuals x residuals)
     test_counts: torch.Tensor
     root_share: torch.Tensor
-    n_train: float
+    n_train: float  # infinite where there is no intercept
 
 
 @dataclass(frozen=True)
@@ -508,6 +513,7 @@ class RidgePlan:
     alphas: tuple[float, ...]
     form: str
     samples: Samples
+    n_train: float  # samples that the intercept is the mean of; infinite where there is none
     basis: torch.Tensor | None
     inner: tuple[_Split, ...]
     hats: torch.Tensor  # (penalties, test rows, training rows or moments)
@@ -594,7 +600,7 @@ class RidgePlan:
             Shape (test samples, targets), intercept included.
         """
         sums = targets.sums("train")
-        mean = sums.sum(0) / len(self.samples.train)
+        mean = sums.sum(0) / self.n_train
         order = torch.argsort(choice, stable=True)  # targets of one penalty side by side
         sizes = torch.bincount(choice, minlength=len(self.alphas)).tolist()
         sums = sums[:, order]
@@ -647,6 +653,7 @@ def plan_ridge(
     *,
     solver: str = "auto",
     standardise: bool = True,
+    intercept: bool = True,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     tolerance: float | None = None,
@@ -667,6 +674,8 @@ def plan_ridge(
     standardise
         Z-score features over the training samples and divide by the root of their number (see
         `standardisation`); otherwise they are taken as they are.
+    intercept
+        Whether every training set has an intercept, which is not penalised.
     device, dtype
         Of the plan and of the targets that it will be given. Decompositions are made there, too,
         in float64.
@@ -682,7 +691,7 @@ def plan_ridge(
 
     Notes
     -----
-    An intercept is fitted in every training set and not penalised. Minimised is, over a training
+    Minimised is, over a training
     set's samples, the sum of squared errors + alpha |coefficients|^2, as in scikit-learn's Ridge
     and himalaya.
     """
@@ -698,14 +707,14 @@ def plan_ridge(
     if standardise:
         centre, scale = standardisation(features[train], counts[train])
     else:
-        centre = (counts[train] / counts.sum()) @ features[train].double()
+        centre = (counts[train] / counts.sum() * intercept) @ features[train].double()
         scale = torch.ones_like(centre)
     tests, position = np.unique(samples.row[samples.test], return_inverse=True)
     test = _on(tests, device)
     stretch = None
     if solver == "dual":
         known = _symmetric_gram(features, centre, scale)
-        outer = _from_gram(known, train, test, counts[train])
+        outer = _from_gram(known, train, test, counts[train], intercept)
     else:
         known = (features.double() - centre) * scale
         own = known[train]
@@ -717,7 +726,14 @@ def plan_ridge(
     tolerance = TOLERANCE[dtype] if tolerance is None else tolerance
     splits = [
         _plan_split(
-            known, samples, number, list(alphas), stretch=stretch, dtype=dtype, tolerance=tolerance
+            known,
+            samples,
+            number,
+            list(alphas),
+            stretch=stretch,
+            intercept=intercept,
+            dtype=dtype,
+            tolerance=tolerance,
         )
         for number in range(len(samples.inner))
     ]
@@ -730,6 +746,7 @@ def plan_ridge(
         alphas=tuple(float(alpha) for alpha in alphas),
         form=solver,
         samples=samples,
+        n_train=len(samples.train) if intercept else math.inf,
         basis=None if basis is None else basis.to(dtype),
         inner=tuple(splits),
         hats=hats.to(dtype),
@@ -744,6 +761,7 @@ def _plan_split(
     alphas: list[float],
     *,
     stretch: torch.Tensor | None,
+    intercept: bool,
     dtype: torch.dtype,
     tolerance: float,
 ) -> _Split:
@@ -753,9 +771,9 @@ def _plan_split(
     train_counts = _on(trained, known.device).double()[train]
     test_counts = _on(tested, known.device).double()[test]
     if stretch is None:
-        found = _from_gram(known, train, test, train_counts)
+        found = _from_gram(known, train, test, train_counts, intercept)
     else:
-        found = _from_features(known, train, test, train_counts, stretch)
+        found = _from_features(known, train, test, train_counts, stretch, intercept)
     root_share = (test_counts / test_counts.sum()).sqrt()
     found = _Decomposition(found.rotation, found.projection * root_share[:, None], found.values)
     nodes, coefficients = interpolation(
@@ -770,7 +788,7 @@ def _plan_split(
         _on(squares, known.device).to(dtype),
         test_counts.to(dtype),
         root_share.to(dtype),
-        float(trained.sum()),
+        float(trained.sum()) if intercept else math.inf,
     )
 
 
@@ -879,6 +897,7 @@ def ridge_cv(
     solver: str = "auto",
     alpha_per: str | np.ndarray = "voxel",
     standardise: bool = False,
+    intercept: bool = True,
     voxel_batch: int = 4096,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -906,7 +925,7 @@ def ridge_cv(
         ``auto``, ``primal`` or ``dual``.
     alpha_per
         ``voxel``, or labels, shape (targets,): those with the same label share a penalty.
-    standardise
+    standardise, intercept
         See `plan_ridge`.
     voxel_batch
         Targets that are worked on together.
@@ -946,7 +965,14 @@ def ridge_cv(
         tuple((np.asarray(train), np.asarray(test)) for train, test in folds),
     )
     plan = plan_ridge(
-        known, samples, alphas, solver=solver, standardise=standardise, device=device, dtype=dtype
+        known,
+        samples,
+        alphas,
+        solver=solver,
+        standardise=standardise,
+        intercept=intercept,
+        device=device,
+        dtype=dtype,
     )
     labels = None if isinstance(alpha_per, str) else np.asarray(alpha_per)
     choice = np.full(n_targets, -1)
