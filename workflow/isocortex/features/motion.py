@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from isocortex.errors import InputError
 from isocortex.features.filters import Luminance
 
 
@@ -231,12 +232,12 @@ class MotionEnergy(nn.Module):
 
         Raises
         ------
-        ValueError
+        InputError
             Where clips are shorter than the filters.
         """
         n, n_frames = clips.shape[:2]
         if n_frames < self.length:
-            raise ValueError(
+            raise InputError(
                 f"clips of {n_frames} frames are shorter than temporal_window ({self.length} "
                 "frames): lengthen sampling.window, or shorten temporal_window"
             )
