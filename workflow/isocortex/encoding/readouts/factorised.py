@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from isocortex.encoding.readouts.base import Readout
 from isocortex.encoding.readouts.closed_form import (
-    held_out_error,
     row_coefficients,
 )
 from isocortex.encoding.readouts.gaussian import Gaussian
 
 WEIGHT_BYTES = 256 << 20  # ridge weights of a block of voxels that are held at a time
+GRAM_ROWS = 512
 POWER_ITERATIONS = 15
 GAIN_PENALTY = 1e-3  # keeps gains of layers that say the same apart
 
@@ -27,9 +28,9 @@ class Factorised(Readout):
     """Each voxel reads each layer through a mask over places and a vector of channel weights.
 
     Mask and channel weights have norm 1; a gain for each layer carries the scale. The start is
-    the rank-one part of the ridge regression on all units (of all layers or of one alone,
-    whichever predicts held-out training rows best) or the best Gaussian field, whichever predicts
-    the validation rows better. See `Readout` for the parameters.
+    the rank-one part of the ridge regression on all units (of all layers or of one alone) or the
+    best Gaussian field, whichever predicts the validation rows best. See `Readout` for the
+    parameters.
 
     Notes
     -----
@@ -128,33 +129,27 @@ class Factorised(Readout):
 
     def _from_ridge(self, maps, targets: Tensor, *, train, validation, weights: Tensor) -> None:
         """Rank-one parts of the ridge regression on all units."""
-        rows = torch.cat([torch.from_numpy(train), torch.from_numpy(validation)])
-        grams = self._grams(maps, rows.numpy())
-        held, share = weights[rows].double()[:, None], weights[train].double()[:, None]
+        rows = np.concatenate([train, validation])
+        grams = self._grams(maps, rows)
+        share = weights[train].double()[:, None]
         share = share / share.sum()
+        held_out = weights[validation].double()[:, None]
         answers = targets[rows].double()
-        n_train = len(train)
-        best = torch.full((self.n_voxels,), torch.inf, dtype=torch.float64, device=targets.device)
-        chosen = torch.zeros(n_train, self.n_voxels, dtype=torch.float64, device=targets.device)
-        part = torch.zeros(len(grams), self.n_voxels, dtype=torch.float64, device=targets.device)
-        # Neighbours in the order of rows make the folds: volumes near in time stay together
-        order = torch.argsort(rows, stable=True)
+        n_train, alphas = len(train), self.options["alphas"]
+        best = torch.full((self.n_voxels,), torch.inf, dtype=answers.dtype, device=answers.device)
+        chosen = answers.new_zeros(n_train, self.n_voxels)
+        part = answers.new_zeros(len(grams), self.n_voxels)
         for layers in self._layer_sets():
             gram = torch.einsum("l,lij->ij", layers.to(grams), grams) / layers.sum()
-            values, vectors = torch.linalg.eigh(gram)
-            features = vectors * values.clamp_min(0).sqrt()
-            losses = held_out_error(
-                features[order], answers[order], held[order], self.options["alphas"]
-            )
-            centred = features[:n_train] - (share * features[:n_train]).sum(0)
-            solutions = row_coefficients(
-                centred @ centred.T, answers[:n_train], share, self.options["alphas"]
-            )
-            for loss, solved in zip(losses, solutions, strict=True):
-                better = loss < best
-                best = torch.where(better, loss, best)
-                solved = solved - share * solved.sum(0)
-                chosen = torch.where(better, solved, chosen)
+            mean = gram[:, :n_train] @ share
+            gram = gram - mean - mean.T + (share * mean[:n_train]).sum()
+            known, new = gram[:n_train, :n_train], gram[n_train:, :n_train]
+            for solved in row_coefficients(known, answers[:n_train], share, alphas):
+                error = (held_out * (new @ solved - answers[n_train:]).square()).sum(0)
+                better = error < best
+                best = torch.where(better, error, best)
+                # Of features about their mean, as coefficients of the features themselves
+                chosen = torch.where(better, solved - share * solved.sum(0), chosen)
                 part = torch.where(better, (layers / layers.sum()).to(part)[:, None], part)
         self._factorise(maps, train, chosen.float(), part.float().T)
         self._fit_gains(maps, train, targets, share)
@@ -165,13 +160,19 @@ class Factorised(Readout):
 
     def _grams(self, maps, rows) -> Tensor:
         """Inner products of rows over all units of each layer, mean square 1: (layers, n, n)."""
-        grams = []
-        for layer in self.layers:
-            blocks = list(maps.batches(rows, 256))
-            flat = [batch[layer].flatten(1) for _, batch in blocks]
-            gram = torch.cat([torch.cat([a @ b.T for b in flat], 1) for a in flat]).double()
-            grams.append(gram / gram.diagonal().mean().clamp_min(1e-12))
-        return torch.stack(grams)
+        grams = torch.zeros(len(self.layers), len(rows), len(rows), dtype=torch.float64)
+        grams = grams.to(self.bias.device)
+        # Maps of two blocks at a time: all of them may not fit
+        for i, (here, first) in enumerate(maps.batches(rows, GRAM_ROWS)):
+            before = rows[: (i + 1) * GRAM_ROWS]
+            for j, (there, second) in enumerate(maps.batches(before, GRAM_ROWS)):
+                left = slice(i * GRAM_ROWS, i * GRAM_ROWS + len(here))
+                right = slice(j * GRAM_ROWS, j * GRAM_ROWS + len(there))
+                for gram, layer in zip(grams, self.layers, strict=True):
+                    block = first[layer].flatten(1) @ second[layer].flatten(1).T
+                    gram[left, right] = block.double()
+                    gram[right, left] = block.T.double()
+        return grams / grams.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)[:, None, None]
 
     def _factorise(self, maps, train, rows: Tensor, part: Tensor) -> None:
         """Masks and channel weights: the first singular vectors of each voxel's ridge weights."""

@@ -30,7 +30,8 @@ class Gaussian(Readout):
     -----
     Options: `grid`, centres along the width in the first search; `sizes`, standard deviations in
     it, shares of the image's width; `alphas`, ridge penalties to choose from, for pooled channels
-    z-scored and divided by the root of their number.
+    z-scored and divided by the root of their number; `search_channels`, principal components of
+    each layer's channels that the first search makes do with (the weights have all channels).
     """
 
     name = "gaussian"
@@ -39,6 +40,7 @@ class Gaussian(Readout):
         "grid": 9,
         "sizes": [0.06, 0.12, 0.24],
         "alphas": [0.01, 0.1, 1.0, 10.0],
+        "search_channels": 64,
     }
 
     def __init__(self, shapes, n_voxels, *, generator, regions=None, **options) -> None:
@@ -111,24 +113,99 @@ class Gaussian(Readout):
     def initialise(self, maps, targets, *, train, validation, weights) -> None:
         candidates = self._candidates(targets.device)
         rows = np.concatenate([train, validation])
-        per_field = 4 * len(rows) * self.n_channels
-        step = max(1, CANDIDATE_BYTES // per_field)
-        best = torch.full((self.n_voxels,), torch.inf, device=targets.device)
-        for first in range(0, len(candidates), step):
-            among = candidates[first : first + step]
-            fields = {layer: self._fields(*among.T, shape) for layer, shape in self.shapes.items()}
-            pooled = torch.cat(
-                [
-                    torch.cat(
-                        [batch[layer].flatten(2) @ fields[layer].T for layer in self.layers], 1
-                    )
-                    for _, batch in maps.batches(rows, 256)
-                ]
-            )
-            for number, place in enumerate(among):
-                for layers in self._layer_sets():
-                    part = (pooled[:, :, number], layers, place)
-                    best = self._try(*part, best, targets[rows], weights[rows], len(train))
+        alphas, sets = self.options["alphas"], self._layer_sets()
+        answers, share = targets[rows].double(), weights[rows].double()[:, None]
+        reduction = self._principal_channels(maps, train)
+        best = torch.full((self.n_voxels,), torch.inf, dtype=answers.dtype, device=answers.device)
+        # Candidate, layers and penalty of each voxel
+        choice = torch.zeros(self.n_voxels, 3, dtype=torch.long, device=answers.device)
+        everything = torch.arange(len(candidates))
+        for number, pooled in self._pooled(maps, rows, candidates, everything):
+            standard, _, scale = self._standard(pooled, share, len(train))
+            for which, channels in enumerate(sets):
+                part = standard[:, channels] / channels.sum().sqrt()
+                if reduction is not None:
+                    part = part @ reduction[channels]
+                errors = held_out_error(part, answers, share, alphas)
+                for index, error in enumerate(errors):
+                    better = error < best
+                    best = torch.where(better, error, best)
+                    choice[better] = choice.new_tensor([number, which, index])
+        taken = choice[:, 0].unique().cpu()
+        for number, pooled in self._pooled(maps, train, candidates, taken):
+            standard, mean, scale = self._standard(pooled, share[: len(train)], len(train))
+            for which, channels in enumerate(sets):
+                here = (choice[:, 0] == number) & (choice[:, 1] == which)
+                if not bool(here.any()):
+                    continue
+                factor = scale * channels / channels.sum().sqrt()
+                part = standard[:, channels] / channels.sum().sqrt()
+                within = share[: len(train)] / share[: len(train)].sum()
+                solutions = coefficients(part, answers[: len(train), here], within, alphas)
+                for index, solved in enumerate(solutions):
+                    among = choice[here, 2] == index
+                    voxels = here.nonzero()[among, 0]
+                    whole = solved.new_zeros(len(channels), len(voxels))
+                    whole[channels] = solved[:, among]
+                    place = candidates[number]
+                    self._take(voxels, place, number, alphas[index], whole, mean, factor)
+
+    def _take(self, voxels: Tensor, place, number: int, alpha, solved, mean, scale) -> None:
+        """Start some voxels at a candidate field with the coefficients of its pooled channels."""
+        x, y, size = place
+        self.centre[voxels] = REACH * torch.atanh(torch.stack([x, y / self.height]) / REACH)
+        self.log_size[voxels] = (size - self.smallest).clamp_min(1e-3).log()
+        self.alpha[voxels] = alpha
+        self.bias[voxels] = -(solved.T @ (mean * scale)).float()
+        first = 0
+        for index, weight in enumerate(self.weight):
+            last = first + weight.shape[1]
+            weight[voxels] = solved[first:last].T.float()
+            getattr(self, f"scale{index}")[voxels] = scale[first:last].float()
+            first = last
+
+    def _pooled(self, maps, rows, candidates: Tensor, numbers: Tensor):
+        """Channels pooled by candidate fields: number of the field and (rows, channels)."""
+        step = max(1, CANDIDATE_BYTES // (4 * len(rows) * self.n_channels))
+        for among in numbers.split(step):
+            chosen = candidates[among.to(candidates.device)]
+            fields = {layer: self._fields(*chosen.T, shape) for layer, shape in self.shapes.items()}
+            parts = []
+            for _, batch in maps.batches(rows, 256):
+                layers = [batch[layer].flatten(2) @ fields[layer].T for layer in self.layers]
+                parts.append(torch.cat(layers, 1))
+            pooled = torch.cat(parts)
+            for index, number in enumerate(among.tolist()):
+                yield number, pooled[:, :, index].double()
+
+    @staticmethod
+    def _standard(pooled: Tensor, share: Tensor, n_train: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Pooled channels z-scored by the training rows, their means and 1/SD."""
+        share = share[:n_train] / share[:n_train].sum()
+        mean = (share * pooled[:n_train]).sum(0)
+        deviation = (share * (pooled[:n_train] - mean).square()).sum(0).sqrt()
+        scale = torch.where(deviation > 1e-6, 1 / deviation.clamp_min(1e-6), 0.0)
+        return (pooled - mean) * scale, mean, scale
+
+    def _principal_channels(self, maps, rows) -> Tensor | None:
+        """What takes channels to the first principal components of each layer, for the search.
+
+        Shape (channels, components); None where no layer has more channels than that. The search
+        solves many small systems, whose cost grows with the cube of their size.
+        """
+        most = int(self.options["search_channels"])
+        if all(shape[0] <= most for shape in self.shapes.values()):
+            return None
+        products = [
+            torch.zeros(shape[0], shape[0], dtype=torch.float64, device=self.bias.device)
+            for shape in self.shapes.values()
+        ]
+        for _, batch in maps.batches(rows, 256):
+            for product, layer in zip(products, self.layers, strict=True):
+                flat = batch[layer].transpose(0, 1).flatten(1)
+                product += (flat @ flat.T).double()
+        vectors = [torch.linalg.eigh(product)[1][:, -most:] for product in products]
+        return torch.block_diag(*vectors)
 
     def _layer_sets(self) -> list[Tensor]:
         """Which channels take part: all, then those of each layer alone."""
@@ -137,37 +214,3 @@ class Gaussian(Readout):
         ).to(self.bias.device)
         alone = [layer == index for index in range(len(self.layers))]
         return [torch.ones_like(alone[0]), *(alone if len(alone) > 1 else [])]
-
-    def _try(self, pooled, channels, place, best, targets, weights, n_train) -> Tensor:
-        """Take over a candidate field where its ridge regression predicts best so far."""
-        weights = weights.double()[:, None]
-        share = weights[:n_train] / weights[:n_train].sum()
-        pooled, targets = pooled.double(), targets.double()
-        mean = (share * pooled[:n_train]).sum(0)
-        deviation = (share * (pooled[:n_train] - mean).square()).sum(0).sqrt()
-        scale = torch.where(deviation > 1e-6, 1 / deviation.clamp_min(1e-6), 0.0) * channels
-        scale = scale / channels.sum().sqrt()
-        standard = ((pooled - mean) * scale)[:, channels]
-        alphas = self.options["alphas"]
-        losses = held_out_error(standard, targets, weights, alphas).float()
-        solutions = coefficients(standard[:n_train], targets[:n_train], share, alphas)
-        for alpha, loss, solved in zip(alphas, losses, solutions, strict=True):
-            better = loss < best
-            if not bool(better.any()):
-                continue
-            best = torch.where(better, loss, best)
-            x, y, size = place
-            stretched = torch.stack([x, y / self.height]) / REACH
-            self.centre[better] = REACH * torch.atanh(stretched)
-            self.log_size[better] = (size - self.smallest).clamp_min(1e-3).log()
-            self.alpha[better] = alpha
-            whole = solved.new_zeros(len(channels), targets.shape[1])
-            whole[channels] = solved
-            self.bias[better] = -(whole.T @ (mean * scale)).float()[better]
-            first = 0
-            for index, weight in enumerate(self.weight):
-                last = first + weight.shape[1]
-                weight[better] = whole[first:last].T.float()[better]
-                getattr(self, f"scale{index}")[better] = scale[first:last].float()
-                first = last
-        return best
