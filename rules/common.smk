@@ -9,7 +9,7 @@ from isocortex.bids import stimuli_beside, stimulus_sidecar
 from isocortex.errors import InputError
 from isocortex.parallel import hand_on_scheduler
 from isocortex.provenance import code_version, fingerprint
-from isocortex.study import check_inputs, load_study
+from isocortex.study import check_inputs, load_study, model_files
 
 
 def stop(error):
@@ -464,15 +464,15 @@ def model_options(wildcards):
     )
 
 
-def model_checkpoint(wildcards):
-    """Return a model's local weights, where it has any."""
-    weights = model_options(wildcards).get("weights", "none")
-    return [] if weights in ("hub", "none") else weights
+def model_sources(wildcards):
+    """Return the local files that a model is made from: weights, tokenizer, code, arrays."""
+    return [
+        str(path) for path in model_files(wildcards.model, model_options(wildcards))
+    ]
 
 
 def model_content(wildcards):
-    weights = model_checkpoint(wildcards)
-    return fingerprint(weights) if weights else ""
+    return [fingerprint(path) for path in model_sources(wildcards)]
 
 
 def stimulus_files():
@@ -500,6 +500,44 @@ def task_rdms(wildcards):
 
 def task_rdm_manifests(wildcards):
     return manifests_of(task_rdms(wildcards))
+
+
+def encoding_needs_regions():
+    encoding = CONFIG["encoding"]
+    return encoding["alpha_per"] == "region" or encoding["bootstrap"]
+
+
+def encoding_regions(ending):
+    """Return an input function: a file of the regions where the fit takes them, or nothing."""
+
+    def files(wildcards):
+        prefix = regions_prefix(wildcards.subject, wildcards.task)
+        return [f"{prefix}_{ending}"] if encoding_needs_regions() else []
+
+    return files
+
+
+def encoding_extra_store(kind):
+    return (
+        f"{RESULTS}/encoding/sub-{{subject}}_task-{{task}}_model-{{model}}_{kind}.zarr"
+    )
+
+
+def encoding_extra(kind):
+    """Return a further store of the fit, nothing where the config does not ask for it."""
+    wanted = CONFIG["encoding"][kind]
+    return directory(encoding_extra_store(kind)) if wanted else []
+
+
+def encoding_extra_manifest(kind):
+    wanted = CONFIG["encoding"][kind]
+    return manifest_of(encoding_extra_store(kind)) if wanted else []
+
+
+def responsive_ceiling_of_bootstrap():
+    """Return the summary's choice of voxels, which matters to a fit with a bootstrap alone."""
+    encoding = CONFIG["encoding"]
+    return encoding["summary"]["responsive_ceiling"] if encoding["bootstrap"] else None
 
 
 def task_encodings(wildcards):

@@ -5,12 +5,19 @@ rule fit_encoding:
         responses_manifest=responses_manifest,
         features=ancient(features_store()),
         features_manifest=manifest_of(features_store()),
+        regions=ancient(encoding_regions("dseg.nii.gz")),
+        labels=ancient(encoding_regions("dseg.tsv")),
+        region_manifest=encoding_regions("manifest.json"),
     output:
         store=directory(encoding_store()),
         manifest=manifest_of(encoding_store()),
         maps=directory(
             f"{RESULTS}/encoding/sub-{{subject}}_task-{{task}}_model-{{model}}_maps"
         ),
+        weights=encoding_extra("weights"),
+        weights_manifest=encoding_extra_manifest("weights"),
+        predictions=encoding_extra("predictions"),
+        predictions_manifest=encoding_extra_manifest("predictions"),
     log:
         log_of("fit_encoding", "sub-{subject}", "task-{task}", "model-{model}"),
     benchmark:
@@ -25,7 +32,14 @@ rule fit_encoding:
         options=options(
             "encoding",
             "alphas",
+            "method",
+            "fractions",
+            "alpha_per",
+            "pca",
             "cross_validation",
+            "permutations",
+            "permutation_block",
+            "bootstrap",
             "delays",
             "resampling",
             "gap",
@@ -33,6 +47,7 @@ rule fit_encoding:
             "voxel_batch",
             "device",
         ),
+        responsive_ceiling=responsive_ceiling_of_bootstrap(),
         seed=SEED,
         code=code_version("fit_encoding"),
     script:

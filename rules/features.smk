@@ -2,7 +2,7 @@ rule extract_features:
     """Run one model over all stimuli and keep its layers' responses."""
     input:
         stimuli=ancient(stimulus_files()),
-        checkpoint=ancient(model_checkpoint),
+        sources=ancient(model_sources),
     output:
         store=directory(features_store()),
         manifest=manifest_of(features_store()),

@@ -15,6 +15,8 @@ from typing import Any
 from isocortex import bids
 from isocortex.config import check_config
 from isocortex.errors import InputError
+from isocortex.feature_arrays import array_files, check_arrays
+from isocortex.provenance import function_files
 
 ENTRIES = ("rdms", "betas", "timeseries", "derivatives", "bids", "stimuli")
 COMPARISONS = (
@@ -214,6 +216,41 @@ def load_study(config: Mapping[str, Any]) -> Study:
     return study
 
 
+def model_files(name: str, model: Mapping[str, Any]) -> list[Path]:
+    """Return the local files that a model's features follow from, sorted.
+
+    Its checkpoint or saved folder, its tokenizer, the package of a user's function, or arrays.
+
+    Parameters
+    ----------
+    name
+        The model's name, for messages.
+    model
+        Its entry in the config.
+
+    Raises
+    ------
+    InputError
+        Where the package of a user's function is nowhere to be found.
+    """
+    source = model.get("source", "builtin")
+    if source == "arrays":
+        return array_files(model["files"], model.get("stimulus_list"))
+    found: set[Path] = set()
+    if source == "python":
+        key = f"features.models.{name}.architecture"
+        found |= set(function_files(model["architecture"], model.get("folder", "."), key=key))
+    places = [model.get("weights", "none"), model.get("tokenizer") or "none"]
+    if source == "transformers":
+        places.append(model["architecture"])
+    for place in map(Path, places):
+        if place.is_dir():
+            found |= {file for file in place.rglob("*") if file.is_file()}
+        elif place.is_file():
+            found.add(place)
+    return sorted(found)
+
+
 def _check_brainless(checked: Mapping[str, Any]) -> None:
     """Refuse a study of stimuli alone without features, or with what a brain is needed for."""
     if not checked["features"]["models"]:
@@ -238,6 +275,9 @@ def _stimuli(checked: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, 
         str(Path(given["bids"]) / "stimuli") if "bids" in given else ""
     )
     if not folder:
+        models = checked["features"]["models"].values()
+        if all(model.get("source") == "arrays" for model in models):
+            return {}
         raise InputError("config: input.stimuli is missing: the folder of images for the models")
     return bids.find_stimuli(folder)
 
@@ -540,6 +580,15 @@ def _check_choices(study: Study) -> None:
             "glm.space to a template, or searchlight.surface.run to false"
         )
     regions = study.config.get("regions", {})
+    encoding = study.config["encoding"]
+    if not regions and (encoding["alpha_per"] == "region" or encoding["bootstrap"]):
+        key = "bootstrap" if encoding["bootstrap"] else "alpha_per: region"
+        raise InputError(f"config: encoding.{key} needs regions: add regions, or take it out")
+    if encoding["cross_validation"]["over"] == "condition" and study.continuous_tasks:
+        raise InputError(
+            "config: encoding.cross_validation.over is condition, which volumes of continuous "
+            "tasks do not have: choose run or session"
+        )
     needed: dict[Path, str] = {}
     if regions:
         needed[Path(regions["labels"])] = "regions.labels"
@@ -547,8 +596,10 @@ def _check_choices(study: Study) -> None:
     if lights["run"] and lights["mask"]:
         needed[Path(lights["mask"])] = "searchlight.mask"
     for name, model in study.config["features"]["models"].items():
-        if model.get("weights", "none") not in ("hub", "none"):
+        saved = model.get("source") == "transformers" and Path(model["weights"]).is_dir()
+        if model.get("weights", "none") not in ("hub", "none") and not saved:
             needed[Path(model["weights"])] = f"features.models.{name}.weights"
+        model_files(name, model)
     for family, models in study.families.items():
         for model in models:
             if model not in study.models:
@@ -631,7 +682,7 @@ def check_inputs(study: Study) -> None:
     for path in study.stimuli.values():
         bids.check_stimulus(path, frame_rate=next(filter(None, rates), None))
     if study.entry in ("bids", "derivatives"):
-        known = study.stimuli if study.models else None
+        known = study.stimuli or None
         for subject in study.subjects.values():
             for path in subject.t1w:
                 bids.check_t1w(path)
@@ -657,6 +708,15 @@ def check_inputs(study: Study) -> None:
                     stimulus_column=config["glm"]["stimulus_column"],
                     stimuli=study.stimuli if study.models else None,
                 )
+    for name, model in config["features"]["models"].items():
+        if model.get("source") == "arrays":
+            check_arrays(
+                name,
+                model["files"],
+                model.get("stimulus_list"),
+                wanted=list(study.stimuli),
+                layers=model.get("layers") or (),
+            )
     if "cuda" in set(_devices(config)):
         _check_cuda()
 
