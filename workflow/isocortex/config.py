@@ -189,6 +189,10 @@ def _check_seeds(key: str, model: Mapping[str, Any]) -> None:
     weights = model["weights"]
     if model["seed"]:
         raise InputError(f"config: {key} has seed and seeds: remove one")
+    if model["source"] == "arrays":
+        raise InputError(
+            f"config: {key}.seeds: arrays have no weights, all seeds are the same: remove seeds"
+        )
     if model["source"] == "builtin" and model["architecture"] in WITHOUT_WEIGHTS:
         raise InputError(
             f"config: {key}.seeds: {model['architecture']} has no weights, all seeds are the "

@@ -119,9 +119,10 @@ def check_arrays(
     stimulus_list: str | None,
     *,
     wanted: Sequence[str],
-    layers: Sequence[str] = (),
+    layers: Sequence[str] | str = (),
 ) -> None:
     """Raise `InputError` where arrays lack a layer or a stimulus of the study."""
+    layers = [layers] if isinstance(layers, str) else layers
     opened = open_arrays(model, files, stimulus_list)
     for layer, given in opened.items():
         if missing := sorted(set(wanted) - set(given.ids)):
