@@ -52,6 +52,7 @@ wildcard_constraints:
     model="[A-Za-z0-9]+",
     family="[A-Za-z0-9]+",
     measure="[a-z]+",
+    readout="[A-Za-z0-9]+",
     run=r"(ses-[A-Za-z0-9]+/)?func/sub-[^/]+",
 
 
@@ -181,6 +182,10 @@ def layers_store(family="{family}", measure="{measure}"):
 
 def encoding_store(subject="{subject}", task="{task}", model="{model}"):
     return f"{RESULTS}/encoding/sub-{subject}_task-{task}_model-{model}_encoding.zarr"
+
+
+def readout_store(subject="{subject}", task="{task}", readout="{readout}"):
+    return f"{RESULTS}/encoding/sub-{subject}_task-{task}_readout-{readout}.zarr"
 
 
 def encoding_summary_store(task="{task}"):
@@ -538,6 +543,36 @@ def responsive_ceiling_of_bootstrap():
     """Return the summary's choice of voxels, which matters to a fit with a bootstrap alone."""
     encoding = CONFIG["encoding"]
     return encoding["summary"]["responsive_ceiling"] if encoding["bootstrap"] else None
+
+
+def readout_config(wildcards):
+    return CONFIG["encoding"]["readouts"][wildcards.readout]
+
+
+def readout_features(wildcards):
+    return features_store(readout_config(wildcards)["model"])
+
+
+def readout_features_manifest(wildcards):
+    return manifest_of(readout_features(wildcards))
+
+
+def readout_options(wildcards):
+    """Return what the config says of a readout and of the folds that all encoding shares."""
+    own = {k: v for k, v in readout_config(wildcards).items() if k != "model"}
+    keys = ("cross_validation", "delays", "resampling", "gap", "min_ceiling", "device")
+    return options("encoding", *keys) | own
+
+
+def readout_regions(ending):
+    """Return an input function: a file of the regions where a readout has queries for them."""
+
+    def files(wildcards):
+        by_region = readout_config(wildcards)["options"].get("queries") == "region"
+        prefix = regions_prefix(wildcards.subject, wildcards.task)
+        return [f"{prefix}_{ending}"] if by_region else []
+
+    return files
 
 
 def task_encodings(wildcards):
@@ -908,6 +943,13 @@ def study_stores(kind):
         return [surface_searchlight_group_store(t) for t in trial_tasks if surface]
     if not has_responses():
         return []
+    if kind == "readout":
+        return [
+            readout_store(subject, task, readout)
+            for task in STUDY.tasks
+            for subject in STUDY.with_task(task)
+            for readout in CONFIG["encoding"]["readouts"]
+        ]
     if kind == "encoding_summary":
         tasks = STUDY.tasks if STUDY.models else []
         return [encoding_summary_store(task) for task in tasks]
@@ -971,7 +1013,8 @@ def target_trsa():
 
 
 def target_encoding():
-    return manifests_of(study_stores("encoding_summary"))
+    kinds = ("encoding_summary", "readout")
+    return manifests_of([store for kind in kinds for store in study_stores(kind)])
 
 
 def target_reports():

@@ -54,6 +54,40 @@ rule fit_encoding:
         "../workflow/fit_encoding.py"
 
 
+rule fit_readout:
+    """Predict one subject's responses from a model's feature maps through a readout."""
+    input:
+        responses=ancient(responses_store),
+        responses_manifest=responses_manifest,
+        features=ancient(readout_features),
+        features_manifest=readout_features_manifest,
+        regions=ancient(readout_regions("dseg.nii.gz")),
+        labels=ancient(readout_regions("dseg.tsv")),
+        region_manifest=readout_regions("manifest.json"),
+    output:
+        store=directory(readout_store()),
+        manifest=manifest_of(readout_store()),
+        maps=directory(
+            f"{RESULTS}/encoding/sub-{{subject}}_task-{{task}}_readout-{{readout}}_maps"
+        ),
+    log:
+        log_of("fit_readout", "sub-{subject}", "task-{task}", "readout-{readout}"),
+    benchmark:
+        benchmark_of("fit_readout", "sub-{subject}", "task-{task}", "readout-{readout}")
+    conda:
+        "../envs/encoding.yaml"
+    threads: 1
+    resources:
+        mem_mb=8000,
+        runtime=720,
+    params:
+        options=readout_options,
+        seed=SEED,
+        code=code_version("fit_readout"),
+    script:
+        "../workflow/fit_readout.py"
+
+
 rule summarise_encoding:
     """Summarise the encoding scores by region and over subjects."""
     input:

@@ -6,6 +6,7 @@ Only the standard library is imported at module level, because the Snakefile imp
 from __future__ import annotations
 
 import difflib
+import importlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -569,6 +570,7 @@ def _check_choices(study: Study) -> None:
     for text in study.config["rsa"]["comparisons"]:
         check_comparison(text)
     _check_partition(study)
+    _check_readouts(study)
     lights = study.config["searchlight"]
     if lights["transform"]:
         check_comparison(
@@ -631,6 +633,48 @@ def _check_choices(study: Study) -> None:
                     f"{study.space}, with no transform (…from-{key.replace('-', '_to-')}…_xfm.h5): "
                     "give the atlas in the data's space"
                 )
+
+
+def _check_readouts(study: Study) -> None:
+    """Refuse readouts of models that are not there, or with queries of regions that are not."""
+    for name, readout in study.config["encoding"]["readouts"].items():
+        key = f"encoding.readouts.{name}"
+        if readout["model"] not in study.models:
+            near = difflib.get_close_matches(readout["model"], study.models, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "add it there"
+            raise InputError(
+                f"config: {key}.model is {readout['model']!r}, which is not in features.models: "
+                + hint
+            )
+        of_model = study.config["features"]["models"][readout["model"]]["layers"]
+        listed = isinstance(of_model, list) and not any(
+            set(layer) & set("*?[") or layer == "all" for layer in of_model
+        )
+        for layer in readout["layers"] or ():
+            if listed and of_model and layer not in of_model:
+                raise InputError(
+                    f"config: {key}.layers names {layer!r}, which is not in features.models."
+                    f"{readout['model']}.layers: add it there"
+                )
+        if readout["options"].get("queries") == "region" and not study.config.get("regions"):
+            raise InputError(
+                f"config: {key}.options.queries is region, and there are none: add regions, or "
+                "choose other queries"
+            )
+
+
+def _check_readout_options(study: Study) -> None:
+    """Refuse options that the kind of a readout does not have.
+
+    The kinds know their options; they need torch, which only jobs and this check load.
+    """
+    readouts = study.config["encoding"]["readouts"]
+    if readouts:
+        kinds = importlib.import_module("isocortex.encoding.readouts").KINDS
+        for name, readout in readouts.items():
+            kinds[readout["kind"]].complete(
+                readout["options"], key=f"encoding.readouts.{name}.options"
+            )
 
 
 def _check_measures(study: Study, measures: list[str], key: str) -> None:
@@ -717,6 +761,7 @@ def check_inputs(study: Study) -> None:
                 wanted=list(study.stimuli),
                 layers=model.get("layers") or (),
             )
+    _check_readout_options(study)
     if "cuda" in set(_devices(config)):
         _check_cuda()
 
