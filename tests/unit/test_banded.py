@@ -105,7 +105,7 @@ def test_a_space_left_out_has_no_part():
     expected = banded.predict_spaces(alone, y[folds[0][0]], weights[:1])
     torch.testing.assert_close(parts[0], expected[0], atol=1e-10, rtol=0)
     assert not parts[1].any()
-    shorter = banded.predict_spaces(split.without(1), y[folds[0][0]], weights[:1])
+    shorter = banded.predict_spaces(split.only([0]), y[folds[0][0]], weights[:1])
     torch.testing.assert_close(shorter, expected, atol=1e-10, rtol=0)
 
 

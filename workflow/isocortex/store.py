@@ -758,6 +758,58 @@ SPECS: dict[str, Spec] = {
             "device",
         ),
     ),
+    "encoding_joint": Spec(
+        doc="Prediction of one subject's responses from several feature spaces together",
+        block="voxel",
+        arrays={
+            "score": Array(("voxel",), "f4", "held-out Pearson r, mean over folds"),
+            "r2": Array(("voxel",), "f4", "held-out coefficient of determination, mean over folds"),
+            "score_normalised": Array(
+                ("voxel",), "f4", "score over the noise ceiling's correlation"
+            ),
+            "r2_normalised": Array(("voxel",), "f4", "r2 over the explainable share of variance"),
+            "product_measure": Array(
+                ("space", "voxel"), "f4", "share of the space in r2; the shares sum to r2"
+            ),
+            "unique": Array(
+                ("space", "voxel"), "f4", "r2 that is lost without the space", required=False
+            ),
+            "space_score": Array(
+                ("space", "voxel"),
+                "f4",
+                "held-out r of the space's part of the prediction (stacking: of its own ridge)",
+            ),
+            "weight": Array(
+                ("space", "voxel"),
+                "f4",
+                "banded: log of the space's share gamma of the kernel weights, mean over folds; "
+                "stacking: weight of its prediction, 0 to 1",
+            ),
+            "alpha": Array(("voxel",), "f4", "penalty, geometric mean over folds", required=False),
+            "space_alpha": Array(
+                ("space", "voxel"),
+                "f4",
+                "stacking: penalty of the space's own ridge, geometric mean over folds",
+                required=False,
+            ),
+            "noise_ceiling": Array(("voxel",), "f4", "highest correlation to be expected"),
+            "space": Array(("space",), "str", "name of the feature space"),
+            "source": Array(("space",), "str", "its model or model/layer"),
+            **_GEOMETRY,
+        },
+        attrs=(
+            "affine",
+            "shape",
+            "space",
+            "subject",
+            "task",
+            "model",
+            "joint",
+            "method",
+            "folds",
+            "device",
+        ),
+    ),
     "encoding_summary": Spec(
         doc="Encoding scores by region and over subjects",
         arrays={

@@ -61,9 +61,9 @@ class JointSplit:
         """The same on another device."""
         return JointSplit(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
-    def without(self, space: int) -> JointSplit:
-        """The same without one feature space."""
-        kept = [index for index in range(len(self.kernels)) if index != space]
+    def only(self, spaces: Sequence[int]) -> JointSplit:
+        """The same with some of the feature spaces."""
+        kept = list(spaces)
         return JointSplit(
             self.kernels[kept], self.across[kept], self.rotation, self.weights, self.root_share
         )
