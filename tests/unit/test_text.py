@@ -1,8 +1,9 @@
 """Texts: captions, words with onsets, and their contexts."""
 
+import numpy as np
 import pytest
 
-from isocortex import bids
+from isocortex import bids, features, store
 from isocortex.errors import InputError
 from isocortex.features.text import word_texts
 
@@ -84,3 +85,22 @@ def test_what_is_a_stimulus_and_what_is_not(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"holds no image, movie or text"):
         bids.find_stimuli(tmp_path / "empty")
+
+
+def test_words_and_letters_are_counted(tmp_path):
+    table(tmp_path / "story.tsv", [(0.5, "Don't", 0.2), (1, "stop", 0.2)])
+    (tmp_path / "caption.txt").write_text("Two red cows, 3 pigs")
+    names = ["caption.txt", "story.tsv"]
+    out = tmp_path / "model-surface_features.zarr"
+    features.extract_features(
+        stimuli=[tmp_path / name for name in names],
+        stimulus_ids=names,
+        out=out,
+        model="surface",
+        architecture="words",
+    )
+    for layer, expected in (("words", [5, 1, 1]), ("letters", [15, 4, 4])):
+        with store.open(out, "features", group=layer) as opened:
+            np.testing.assert_array_equal(opened["activation"].values[:, 0], expected)
+            assert opened["stimulus"].values[1] == "story.tsv@0000.500"
+            np.testing.assert_array_equal(opened["duration"].values[1:], [0.2, 0.2])

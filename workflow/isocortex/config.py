@@ -180,6 +180,7 @@ WITHOUT_WEIGHTS = (
     "gist",
     "motion-energy",
     "contrast-energy",
+    "words",
 )
 """Builtin models that are the same for every seed."""
 

@@ -12,6 +12,7 @@ from isocortex.features.gist import Gist
 from isocortex.features.luminance import ContrastEnergy, LuminanceContrast
 from isocortex.features.motion import MotionEnergy
 from isocortex.features.resnet20 import ResNet20
+from isocortex.features.text import WordCounts, count_letters
 from isocortex.features.visual_field import gridded, without_options
 
 
@@ -30,6 +31,12 @@ def _all_cnn_c(request: Request) -> Architecture:
     module = AllConvolutional()
     layers = tuple(name for name, _ in module.named_children())
     return Architecture(module, request.size or 32, IMAGENET_MEAN, IMAGENET_STD, layers)
+
+
+def _words(request: Request) -> Architecture:
+    return Architecture(
+        WordCounts(), layers=("words", "letters"), takes="text", tokenize=count_letters
+    )
 
 
 def _convnet(request: Request) -> Architecture:
@@ -54,6 +61,7 @@ BUILTINS: dict[str, Callable[[Request], Architecture]] = {
     "contrast-energy": gridded(
         ContrastEnergy, size=96, layers=("contrast", "flicker"), takes="movie"
     ),
+    "words": without_options(_words),
     "convnet": without_options(_convnet),
     "resnet20-cifar": without_options(_resnet20),
     "all-cnn-c": without_options(_all_cnn_c),
