@@ -672,9 +672,14 @@ def _check_readout_options(study: Study) -> None:
     if readouts:
         kinds = importlib.import_module("isocortex.encoding.readouts").KINDS
         for name, readout in readouts.items():
-            kinds[readout["kind"]].complete(
-                readout["options"], key=f"encoding.readouts.{name}.options"
-            )
+            key, kind = f"encoding.readouts.{name}", kinds[readout["kind"]]
+            kind.complete(readout["options"], key=f"{key}.options")
+            pool = study.config["features"]["models"][readout["model"]]["pool"]
+            if kind.needs != "any" and pool in ("mean", "last"):
+                raise InputError(
+                    f"config: {key} needs layers with {kind.needs}, and features.models."
+                    f"{readout['model']}.pool is {pool}: give it a model entry without pooling"
+                )
 
 
 def _check_measures(study: Study, measures: list[str], key: str) -> None:
