@@ -4,6 +4,7 @@
 to FOLDER/inputs, for the commands of docs/real-data.md.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -110,11 +111,37 @@ def prepare_images92_models(data: Path, folder: Path) -> None:
     (folder / "models.tsv").write_text("\n".join(rows) + "\n")
 
 
+SZINTE_TR = 1.317025
+
+
+def prepare_szinte(data: Path, folder: Path) -> None:
+    """Write the movie as rows and columns of the screen, its timing, events and the table.
+
+    The shipped movie has the columns of the screen before its rows, and white is 9.
+    """
+    source = data / "szinte2024-v1"
+    (folder / "stimuli").mkdir(parents=True, exist_ok=True)
+    frames = np.load(source / "dm_gazecenter.npz")["arr_0"].transpose(0, 2, 1)
+    np.save(folder / "stimuli" / "bars.npy", np.ascontiguousarray(frames))
+    timing = {"FrameRate": 1 / SZINTE_TR, "Black": 0, "White": 9}
+    (folder / "stimuli" / "bars.json").write_text(json.dumps(timing))
+    length = len(frames) * SZINTE_TR
+    (folder / "events.tsv").write_text(
+        f"onset\tduration\tstim_file\n0\t{length:.6f}\tbars.npy\n"
+    )
+    series = source / "mask-v1_bold.tsv.gz"
+    (folder / "timeseries.tsv").write_text(
+        "subject\tfile\trun\ttask\ttr\tevents\n"
+        f"01\t{series.resolve()}\t1\tretinotopy\t{SZINTE_TR}\tevents.tsv\n"
+    )
+
+
 PREPARATIONS = {
     "studyforrest": prepare_studyforrest,
     "haxby": prepare_haxby,
     "images92": prepare_images92,
     "images92_models": prepare_images92_models,
+    "szinte": prepare_szinte,
 }
 
 
