@@ -53,6 +53,7 @@ wildcard_constraints:
     family="[A-Za-z0-9]+",
     measure="[a-z]+",
     readout="[A-Za-z0-9]+",
+    joint="[A-Za-z0-9]+",
     run=r"(ses-[A-Za-z0-9]+/)?func/sub-[^/]+",
 
 
@@ -186,6 +187,10 @@ def encoding_store(subject="{subject}", task="{task}", model="{model}"):
 
 def readout_store(subject="{subject}", task="{task}", readout="{readout}"):
     return f"{RESULTS}/encoding/sub-{subject}_task-{task}_readout-{readout}.zarr"
+
+
+def joint_store(subject="{subject}", task="{task}", joint="{joint}"):
+    return f"{RESULTS}/encoding/sub-{subject}_task-{task}_joint-{joint}.zarr"
 
 
 def encoding_summary_store(task="{task}"):
@@ -562,6 +567,27 @@ def readout_options(wildcards):
     own = {k: v for k, v in readout_config(wildcards).items() if k != "model"}
     keys = ("cross_validation", "delays", "resampling", "gap", "min_ceiling", "device")
     return options("encoding", *keys) | own
+
+
+def joint_config(wildcards):
+    return CONFIG["encoding"]["joint"][wildcards.joint]
+
+
+def joint_features(wildcards):
+    """Return the features store of each space of a joint model, in the config's order."""
+    sources = joint_config(wildcards)["spaces"].values()
+    return [features_store(source.partition("/")[0]) for source in sources]
+
+
+def joint_features_manifests(wildcards):
+    return manifests_of(joint_features(wildcards))
+
+
+def joint_options(wildcards):
+    """Return what the config says of a joint model and of what all encoding shares."""
+    keys = ("alphas", "cross_validation", "delays", "resampling", "gap")
+    shared = options("encoding", *keys, "min_ceiling", "voxel_batch", "device")
+    return shared | joint_config(wildcards)
 
 
 def readout_regions(ending):
@@ -950,6 +976,13 @@ def study_stores(kind):
             for subject in STUDY.with_task(task)
             for readout in CONFIG["encoding"]["readouts"]
         ]
+    if kind == "encoding_joint":
+        return [
+            joint_store(subject, task, joint)
+            for task in STUDY.tasks
+            for subject in STUDY.with_task(task)
+            for joint in CONFIG["encoding"]["joint"]
+        ]
     if kind == "encoding_summary":
         tasks = STUDY.tasks if STUDY.models else []
         return [encoding_summary_store(task) for task in tasks]
@@ -1013,7 +1046,7 @@ def target_trsa():
 
 
 def target_encoding():
-    kinds = ("encoding_summary", "readout")
+    kinds = ("encoding_summary", "readout", "encoding_joint")
     return manifests_of([store for kind in kinds for store in study_stores(kind)])
 
 

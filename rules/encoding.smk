@@ -54,6 +54,37 @@ rule fit_encoding:
         "../workflow/fit_encoding.py"
 
 
+rule fit_joint:
+    """Predict one subject's responses from several feature spaces together."""
+    input:
+        responses=ancient(responses_store),
+        responses_manifest=responses_manifest,
+        features=ancient(joint_features),
+        features_manifests=joint_features_manifests,
+    output:
+        store=directory(joint_store()),
+        manifest=manifest_of(joint_store()),
+        maps=directory(
+            f"{RESULTS}/encoding/sub-{{subject}}_task-{{task}}_joint-{{joint}}_maps"
+        ),
+    log:
+        log_of("fit_joint", "sub-{subject}", "task-{task}", "joint-{joint}"),
+    benchmark:
+        benchmark_of("fit_joint", "sub-{subject}", "task-{task}", "joint-{joint}")
+    conda:
+        "../envs/encoding.yaml"
+    threads: 1
+    resources:
+        mem_mb=8000,
+        runtime=720,
+    params:
+        options=joint_options,
+        seed=SEED,
+        code=code_version("fit_joint"),
+    script:
+        "../workflow/fit_joint.py"
+
+
 rule fit_readout:
     """Predict one subject's responses from a model's feature maps through a readout."""
     input:

@@ -571,6 +571,7 @@ def _check_choices(study: Study) -> None:
         check_comparison(text)
     _check_partition(study)
     _check_readouts(study)
+    _check_joint(study)
     lights = study.config["searchlight"]
     if lights["transform"]:
         check_comparison(
@@ -661,6 +662,38 @@ def _check_readouts(study: Study) -> None:
                 f"config: {key}.options.queries is region, and there are none: add regions, or "
                 "choose other queries"
             )
+
+
+def _check_joint(study: Study) -> None:
+    """Refuse joint models of models or layers that are not there, or of one space twice."""
+    for name, joint in study.config["encoding"]["joint"].items():
+        taken: dict[str, str] = {}
+        for space, source in joint["spaces"].items():
+            key = f"encoding.joint.{name}.spaces.{space}"
+            model, _, layer = source.partition("/")
+            if model not in study.models:
+                near = difflib.get_close_matches(model, study.models, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else "add it there"
+                raise InputError(
+                    f"config: {key} is {source!r}, but {model!r} is not in features.models: {hint}"
+                )
+            layers = study.config["features"]["models"][model].get("layers")
+            # Patterns stand for layers that only the jobs know.
+            listed = isinstance(layers, list) and not any(
+                set(entry) & set("*?[") or entry == "all" for entry in layers
+            )
+            if layer and listed and layers and layer not in layers:
+                near = difflib.get_close_matches(layer, layers, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else "name one of them"
+                raise InputError(
+                    f"config: {key} is {source!r}, but features.models.{model}.layers has "
+                    f"{', '.join(layers)}: {hint}"
+                )
+            if source in taken:
+                raise InputError(
+                    f"config: {key} is {source!r}, as is {taken[source]}: remove one of them"
+                )
+            taken[source] = space
 
 
 def _check_readout_options(study: Study) -> None:

@@ -427,13 +427,15 @@ def fit_joint(
     concentrations: Sequence[float] = (0.1, 1.0),
     gradient_steps: int = 0,
     unique: bool = True,
+    delays: Sequence[float] | None = None,
+    resampling: str = "average",
+    gap: float = 8.0,
     min_ceiling: float = 0.05,
     voxel_batch: int = 1024,
     device: str = "auto",
     seed: int = 0,
     threads: int = 1,
     code: str = "",
-    **timing: Any,
 ) -> Path:
     """Write the store and the maps of one subject, task and joint model.
 
@@ -457,8 +459,8 @@ def fit_joint(
         See `fit.fit_encoding`. Batches here are 8 times as large.
     method, candidates, concentrations, gradient_steps, unique
         See `joint_scores`.
-    timing
-        Of volumes: delays, resampling, gap; see `volumes.volume_design`.
+    delays, resampling, gap
+        Of volumes: see `volumes.volume_design`.
 
     Returns
     -------
@@ -480,6 +482,7 @@ def fit_joint(
     penalties = _penalties(alphas)
     opened = open_responses(responses)
     designs = {}
+    in_time = {"delays": delays, "resampling": resampling, "gap": gap}
     for space, source in spaces.items():
         layer = source.partition("/")[2]
         there = store.groups(features[space])
@@ -494,7 +497,7 @@ def fit_joint(
             cross_validation=cross_validation,
             seed=seed,
             layers=[layer] if layer else None,
-            **(timing if opened.kind == "volumes" else {}),
+            **(in_time if opened.kind == "volumes" else {}),
         )
     cv = next(iter(designs.values())).cv
     loaders = [
@@ -538,8 +541,7 @@ def fit_joint(
         {
             **{k: ("voxel", values.astype(np.float32)) for k, values in by_voxel.items()},
             **{
-                k: (("space", "voxel"), values.astype(np.float32))
-                for k, values in by_space.items()
+                k: (("space", "voxel"), values.astype(np.float32)) for k, values in by_space.items()
             },
         },
         coords={
