@@ -99,6 +99,24 @@ def test_photographs_are_turned_as_their_orientation_says(tmp_path):
     assert open_image(tmp_path / "plain.png").size == (20, 30)
 
 
+def test_movies_of_telephones_are_turned_as_they_are_played(tmp_path):
+    frames = np.zeros((4, 48, 64, 3), np.uint8)
+    frames[:, :12, :16] = 255  # upper left corner
+    path = write_movie(tmp_path / "film.mp4", frames)
+    content = path.read_bytes()
+    one, none = (0x10000).to_bytes(4, "big"), bytes(4)
+    last = none + none + (0x40000000).to_bytes(4, "big")
+    identity = one + none + none + none + one + none + last
+    clockwise = none + one + none + (2**32 - 0x10000).to_bytes(4, "big") + none + none + last
+    track = content.index(b"tkhd")
+    place = content.index(identity, track)
+    assert place - track < 60
+    path.write_bytes(content[:place] + clockwise + content[place + len(identity) :])
+    shown = Movie(path, size=16, fit="stretch").frames_at([0.0])[0].mean(0)
+    assert shown[1:3, 13:15].min() > 0.9  # upper right
+    assert shown[:, :10].max() < 0.1
+
+
 def test_a_long_movie_is_never_held_whole(tmp_path):
     frames = np.lib.format.open_memmap(
         tmp_path / "film.npy", "w+", np.uint8, (4000, 128, 128)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from isocortex import bids, features, store
+from isocortex import bids, features, store, study
 from isocortex.errors import InputError
 from isocortex.features.text import word_texts
 
@@ -85,6 +85,23 @@ def test_what_is_a_stimulus_and_what_is_not(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"holds no image, movie or text"):
         bids.find_stimuli(tmp_path / "empty")
+
+
+def test_bad_texts_are_found_before_any_job(tmp_path):
+    config = {
+        "study": "s",
+        "input": {"stimuli": str(tmp_path)},
+        "features": {"models": {"surface": {"architecture": "words"}}},
+    }
+    table(tmp_path / "story.tsv", [(1, "b", 0.2), (0.5, "a", 0.2)])
+    with pytest.raises(InputError, match=r"story\.tsv, line 3: .* sort the words"):
+        study.check_inputs(study.load_study(config))
+    table(tmp_path / "story.tsv", [(0.5, "a", 0.2)])
+    np.save(tmp_path / "film.npy", np.zeros((2, 4, 4)))
+    with pytest.raises(InputError, match=r"film\.npy has no frame rate"):
+        study.check_inputs(study.load_study(config))
+    config["features"]["models"]["surface"]["sampling"] = {"frame_rate": 2}
+    study.check_inputs(study.load_study(config))
 
 
 def test_words_and_letters_are_counted(tmp_path):
