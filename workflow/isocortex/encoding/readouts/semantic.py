@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from isocortex.encoding.readouts.gaussian import Gaussian
 from isocortex.encoding.readouts.tokens import TokenGrid, places
 
+SHARPNESS = 2.0  # of learnt maps at the start: softmax of so many SDs of a channel
+CODE_SCALE = 2.0  # of centroids, so that they vary as much as hidden units
 GROWTH = 0.7  # most that content can change the logarithm of a field's size
 
 
@@ -26,15 +28,15 @@ class Semantic(Gaussian):
     hidden layer, and the centroids of learnt maps (spatial soft argmax, Finn et al. 2016, ICRA),
     which say where something is.
 
-    It starts as the Gaussian readout, with no modulation; see there for its options and
-    `Readout` for the parameters.
+    It starts as the best, by closed-form ridge regression, of the Gaussian readout's fixed fields
+    and of fields that follow one of the channels that stand out most; see there for its options
+    and `Readout` for the parameters.
 
     Notes
     -----
     Further options: `hidden`, units of the hidden layer; `centroids`, learnt maps a layer;
     `reach`, farthest shift, share of the image's width; `gain`, whether channels are weighted
-    anew; `max_alpha`, limit of the ridge penalty that the fixed field suggests (where fields
-    move, a fixed one finds nothing, and would have all weights shrunk).
+    anew; `modulation`, penalty on the sum of squares of what ties a voxel's field to the content.
 
     Results are x, y and size of the field without modulation, and `shift`, how far the content
     moves it on average, in shares of the image's width.
@@ -49,7 +51,7 @@ class Semantic(Gaussian):
         "centroids": 4,
         "reach": 0.5,
         "gain": True,
-        "max_alpha": 0.1,
+        "modulation": 0.3,
     }
 
     def __init__(self, shapes, n_voxels, *, generator, regions=None, **options) -> None:
@@ -73,9 +75,66 @@ class Semantic(Gaussian):
             grid = TokenGrid(shape[1], shape[2], 0, shape[0])
             self.register_buffer(f"place{index}", places(grid), persistent=False)
 
+    def _candidates(self, device: torch.device) -> Tensor:
+        """Fixed fields, then fields in the middle of each size for each learnt map to move."""
+        fixed = super()._candidates(device)
+        self.n_fixed = len(fixed)
+        n_maps = sum(len(detector) for detector in self.detectors)
+        sizes = fixed.new_tensor(self.options["sizes"])
+        following = torch.zeros(n_maps, len(sizes), 3, dtype=fixed.dtype, device=device)
+        following[..., 2] = sizes
+        return torch.cat([fixed, following.flatten(0, 1)])
+
     def initialise(self, maps, targets, *, train, validation, weights) -> None:
+        self._detect(maps, train)
         super().initialise(maps, targets, train=train, validation=validation, weights=weights)
-        self.alpha.clamp_(max=float(self.options["max_alpha"]))
+
+    @torch.no_grad()
+    def _detect(self, maps, rows) -> None:
+        """Let the learnt maps be the channels, of either sign, that stand out most.
+
+        That is, whose highest value over an image is the most SDs from the mean, on average.
+        """
+        for layer, detector in zip(self.layers, self.detectors, strict=True):
+            height = 0.0
+            for _, batch in maps.batches(rows, 256):
+                flat = batch[layer].flatten(2)
+                height = height + torch.stack([flat, -flat]).amax(-1).sum(1).double()
+            order = height.flatten().argsort(descending=True, stable=True)[: len(detector)]
+            n_channels = height.shape[1]
+            detector.zero_()
+            for row, place in enumerate(order.tolist()):
+                detector[row, place % n_channels] = SHARPNESS * (1 if place < n_channels else -1)
+
+    def _follow(self, number: int) -> Tensor:
+        """What moves a field with the learnt map of a candidate, (3, code)."""
+        move = torch.zeros_like(self.move[0])
+        if number >= self.n_fixed:
+            learnt = (number - self.n_fixed) // len(self.options["sizes"])
+            first = len(self.embed) + 2 * learnt
+            move[[0, 1], [first, first + 1]] = 1 / CODE_SCALE
+        return move
+
+    def _pooled(self, maps, rows, candidates, numbers):
+        yield from super()._pooled(maps, rows, candidates, numbers[numbers < self.n_fixed])
+        for number in numbers[numbers >= self.n_fixed].tolist():
+            parts = []
+            for _, batch in maps.batches(rows, 256):
+                code = self._content(batch)[1]
+                place = candidates[number].expand(1, 3).T
+                moved = self._moved(code, place, self._follow(number)[None])
+                layers = []
+                for layer, shape in self.shapes.items():
+                    vertical, horizontal = (part[:, 0] for part in self._windows(*moved, shape))
+                    layers.append(
+                        torch.einsum("ncij,ni,nj->nc", batch[layer], vertical, horizontal)
+                    )
+                parts.append(torch.cat(layers, 1))
+            yield number, torch.cat(parts).double()
+
+    def _take(self, voxels, place, number, alpha, solved, mean, scale) -> None:
+        super()._take(voxels, place, number, alpha, solved, mean, scale)
+        self.move[voxels] = self._follow(number)
 
     def _content(self, maps: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Hidden units (n, hidden), and the whole code (n, code)."""
@@ -86,12 +145,12 @@ class Semantic(Gaussian):
             for index, (layer, detector) in enumerate(zip(self.layers, self.detectors, strict=True))
         ]
         where = torch.cat([part.flatten(1) for part in centroids], 1)
-        return hidden, torch.cat([hidden, 2 * where], 1)
+        return hidden, torch.cat([hidden, CODE_SCALE * where], 1)
 
-    def _moved(self, code: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x, y and size of the fields, each (n, voxels)."""
-        x, y, size = self._place()
-        change = torch.einsum("nk,vdk->dnv", code, self.move)
+    def _moved(self, code: Tensor, place, move: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x, y and size of fields that are moved, each (n, fields)."""
+        x, y, size = place
+        change = torch.einsum("nk,vdk->dnv", code, move)
         reach = float(self.options["reach"])
         shift = reach * torch.tanh(change[:2] / reach)
         return x + shift[0], y + shift[1], size * (GROWTH * torch.tanh(change[2])).exp()
@@ -107,7 +166,7 @@ class Semantic(Gaussian):
 
     def contributions(self, maps: Mapping[str, Tensor]) -> Tensor:
         hidden, code = self._content(maps)
-        place = self._moved(code)
+        place = self._moved(code, self._place(), self.move)
         added = []
         for index, (layer, weight) in enumerate(zip(self.layers, self.weight, strict=True)):
             vertical, horizontal = self._windows(*place, self.shapes[layer])
@@ -120,13 +179,18 @@ class Semantic(Gaussian):
             added.append(torch.einsum("nvij,nvi,nvj->nv", values, vertical, horizontal))
         return torch.stack(added, 1)
 
+    def penalty(self) -> Tensor:
+        changes = self.move.square().sum() + self.take_up.square().sum()
+        return super().penalty() + float(self.options["modulation"]) * changes
+
     def averages(self, maps: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        x, y, _ = self._moved(self._content(maps)[1])
         still = self._place()
+        x, y, _ = self._moved(self._content(maps)[1], still, self.move)
         return {"shift": torch.hypot(x - still[0], y - still[1])}
 
     def attention(self, maps: Mapping[str, Tensor]) -> Tensor:
         """The moved fields on the finest map, shape (n, voxel, row, column)."""
         shape = max(self.shapes.values(), key=lambda shape: shape[2])
-        vertical, horizontal = self._windows(*self._moved(self._content(maps)[1]), shape)
+        place = self._moved(self._content(maps)[1], self._place(), self.move)
+        vertical, horizontal = self._windows(*place, shape)
         return vertical[..., None] * horizontal[..., None, :]
