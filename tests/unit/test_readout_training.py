@@ -257,6 +257,22 @@ def test_killed_training_goes_on_to_the_same_end(tmp_path):
     same(fit(features, responses, **more), resumed)
 
 
+def test_out_of_memory_halves_the_batch_of_voxels(monkeypatch, caplog):
+    features, responses = planted()
+    whole = fit(features, responses, epochs=8)
+    real = training_module._Batch._epoch
+
+    def small_only(self):
+        if self.targets.shape[1] > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self)
+
+    monkeypatch.setattr(training_module._Batch, "_epoch", small_only)
+    halved = fit(features, responses, epochs=8)
+    np.testing.assert_allclose(whole.prediction, halved.prediction, atol=1e-3)
+    assert "out of memory with 6 voxels at once: going on with 3" in caplog.text
+
+
 def test_nothing_to_stop_by_is_refused():
     features, responses = planted()
     with pytest.raises(InputError, match="no rows"):

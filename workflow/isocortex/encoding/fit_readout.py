@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 VALIDATION_SHARE = 0.2  # of the stimuli, where no inner split of the folds keeps stimuli apart
 SCORE_BLOCK = 4096  # voxels that are scored at a time
-IN_DEGREES = ("x", "y", "size", "shift")
+FIELD = ("x", "y", "size", "shift")
 
 
 def fit_readout(
@@ -70,7 +70,8 @@ def fit_readout(
         A betas or a timeseries store; a features store.
     out, maps
         The store, and a folder for NIfTI maps: r, the same over its noise ceiling, which layer
-        weighs most (1 for the first) and, where the kind has them, x, y and size of the field.
+        weighs most (1 for the first) and, where the kind has them, x, y and size of the field and
+        its mean shift by the content.
     name, kind
         Of the readout: in the config, and in `isocortex.encoding.readouts.KINDS`.
     cross_validation
@@ -196,7 +197,7 @@ def fit_readout(
         "r2": explained,
         "score_normalised": normalised,
         "noise_ceiling": of.ceiling,
-        **{key: arrays[key] for key in IN_DEGREES if key in arrays},
+        **{key: arrays[key] for key in FIELD if key in arrays},
     }
     n_epochs = [fold.n_epochs for fold in trained]
     coords = {
@@ -428,7 +429,7 @@ def _arrays(trained: Sequence[Trained], field_of_view: float | None) -> dict[str
     arrays = {
         key: mean_over_folds([fold.results[key] for fold in trained]) for key in trained[0].results
     }
-    for key in IN_DEGREES:
+    for key in FIELD:
         if field_of_view and key in arrays:
             arrays[key] = arrays[key] * field_of_view
     return arrays
@@ -454,7 +455,7 @@ def _write_maps(folder: Path, result: xr.Dataset) -> None:
         ("stat-rnormalised_statmap", result["score_normalised"].values, np.float32),
         ("desc-preferredlayer_dseg", result["preferred_layer"].values + 1, np.int16),
     ]
-    for key in IN_DEGREES:
+    for key in FIELD:
         if key in result:
             images.append((f"stat-{key}_statmap", result[key].values, np.float32))
     geometry = {"shape": attrs["shape"], "affine": attrs["affine"]}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from isocortex.device import halving
 from isocortex.encoding.readouts.base import Readout
 from isocortex.errors import InputError
 
@@ -232,36 +233,34 @@ def train(
     for rows in (train_rows, validation_rows):
         share[rows] = torch.from_numpy(weights[rows] / weights[rows].mean()).float()
     share = share.to(maps.device)
-    parts = []
-    for first in range(0, n_voxels, voxel_batch):
-        voxels = slice(first, min(first + voxel_batch, n_voxels))
+    mixed = precision == "mixed" or (precision == "auto" and maps.device.type == "cuda")
+
+    def work(first: int, last: int) -> tuple[Trained, float, str]:
         batch = _Batch(
             make,
             maps,
-            torch.from_numpy(np.asarray(read_targets(voxels.start, voxels.stop))),
-            voxels,
+            torch.from_numpy(np.asarray(read_targets(first, last))),
+            slice(first, last),
             train_rows=train_rows,
             validation_rows=validation_rows,
             weights=share,
             batch_size=batch_size,
             learning_rate=learning_rate,
             weight_decay=weight_decay,
-            mixed=precision == "mixed" or (precision == "auto" and maps.device.type == "cuda"),
+            mixed=mixed,
             seed=seed,
         )
-        path = checkpoint / f"voxels-{voxels.start}-{voxels.stop}.pt" if checkpoint else None
+        path = checkpoint / f"voxels-{first}-{last}.pt" if checkpoint else None
         batch.run(epochs, patience, path, checkpoint_seconds, label)
-        parts.append(batch.trained(predict_rows))
-        logger.info(
-            "%s: voxels %d to %d of %d: %d epochs, validation loss %.4f",
-            label,
-            voxels.start + 1,
-            voxels.stop,
-            n_voxels,
-            parts[-1].n_epochs,
-            batch.best_loss.mean().item(),
-        )
-    return _join(parts, batch.readout.query)
+        return batch.trained(predict_rows), batch.best_loss.mean().item(), batch.readout.query
+
+    parts, query = [], Readout.query
+    for first, last, done in halving(work, n_voxels, batch=voxel_batch, what="voxels"):
+        part, loss, query = done
+        parts.append(part)
+        progress = (label, first + 1, last, n_voxels, part.n_epochs, loss)
+        logger.info("%s: voxels %d to %d of %d: %d epochs, validation loss %.4f", *progress)
+    return _join(parts, query)
 
 
 class _Batch:
