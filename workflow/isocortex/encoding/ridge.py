@@ -32,6 +32,7 @@ from isocortex.encoding.folds import CrossValidation, Fold
 from isocortex.encoding.scores import pearson
 
 __all__ = [
+    "Decompositions",
     "InnerRidge",
     "Ridge",
     "RidgeFit",
@@ -39,6 +40,7 @@ __all__ = [
     "Samples",
     "Targets",
     "choose_penalty",
+    "decompose",
     "gram",
     "held_out_loss",
     "inner_ridge",
@@ -380,6 +382,8 @@ class _Decomposition:
 
 def _kept(matrix: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Eigenvalues and eigenvectors without those that are zero within rounding."""
+    if not len(matrix):  # features that never vary have no axes
+        return matrix.new_zeros(0), matrix
     values, vectors = torch.linalg.eigh(matrix)
     largest = values[-1:].clamp(min=0)  # they ascend; there are none of constant features
     kept = values > largest * size * torch.finfo(matrix.dtype).eps
@@ -412,12 +416,12 @@ def _from_features(
     train: torch.Tensor,
     test: torch.Tensor,
     counts: torch.Tensor,
-    scale: torch.Tensor,
     intercept: bool,
+    scale: torch.Tensor | None = None,
 ) -> _Decomposition:
     """Primal form; `train` and `test` are indices of rows.
 
-    The rotation acts on [(features / scale)' sums; sum over all] in place of sums.
+    With `scale`, the rotation acts on [(features / scale)' sums; sum over all] in place of sums.
     """
     weights = counts / counts.sum() * intercept
     known = features[train]
@@ -427,6 +431,8 @@ def _from_features(
     length = values.sqrt()
     projection = (features[test] - mean) @ vectors * length
     back = (vectors / length).T
+    if scale is None:
+        return _Decomposition(back @ known.T, projection, values)
     return _Decomposition(torch.cat([back * scale, -(back @ mean)[:, None]], 1), projection, values)
 
 
@@ -646,6 +652,103 @@ def _symmetric_gram(
     return total.tril() + total.tril(-1).T
 
 
+@dataclass(frozen=True)
+class Decompositions:
+    """What all penalties share: of the training set, and of each inner split as it is asked for.
+
+    Attributes
+    ----------
+    form
+        ``primal`` or ``dual``.
+    samples
+        Which samples train and test.
+    known
+        Inner products of all rows (dual), or features of all rows in the coordinates of the
+        training set's principal axes (primal), whose lengths there are `stretch`.
+    train
+        Indices of the training rows.
+    outer
+        Decomposition of the training set.
+    test_position
+        Shape (test samples,): which of the predicted rows each has.
+    n_train
+        Training samples, which the intercept is the mean of; infinite where there is none.
+    """
+
+    form: str
+    samples: Samples
+    known: torch.Tensor
+    stretch: torch.Tensor | None
+    train: torch.Tensor
+    outer: _Decomposition
+    test_position: torch.Tensor
+    n_train: float
+
+    def inner(
+        self, number: int, *, moments: bool = False
+    ) -> tuple[_Decomposition, float, torch.Tensor]:
+        """Decomposition of an inner split, its training samples, and its test rows' counts.
+
+        With `moments` (primal), its rotation acts on moments as `_from_features` says.
+        """
+        device = self.known.device
+        trained, tested = (self.samples.counts(part) for part in self.samples.inner[number])
+        train, test = (_on(np.flatnonzero(count), device) for count in (trained, tested))
+        counts = _on(trained, device).double()[train]
+        test_counts = _on(tested, device).double()[test]
+        intercept = math.isfinite(self.n_train)
+        if self.form == "dual":
+            found = _from_gram(self.known, train, test, counts, intercept)
+        else:
+            scale = self.stretch if moments else None
+            found = _from_features(self.known, train, test, counts, intercept, scale)
+        return found, float(trained.sum()) if intercept else math.inf, test_counts
+
+
+def decompose(
+    features: torch.Tensor,
+    samples: Samples,
+    *,
+    solver: str = "auto",
+    standardise: bool = True,
+    intercept: bool = True,
+    device: torch.device | str = "cpu",
+) -> Decompositions:
+    """Centre features on a training set and decompose them; parameters as of `plan_ridge`."""
+    if solver not in ("auto", "primal", "dual"):
+        raise ValueError(f"unknown solver {solver!r}: auto, primal or dual")
+    device = torch.device(device)
+    features = features.to(device)
+    counts = torch.from_numpy(samples.counts(samples.train)).to(device, torch.float64)
+    rows = np.unique(samples.row[samples.train])
+    train = _on(rows, device)
+    if solver == "auto":
+        solver = "dual" if features.shape[1] >= len(rows) else "primal"
+    if standardise:
+        centre, scale = standardisation(features[train], counts[train])
+    else:
+        centre = (counts[train] / counts.sum() * intercept) @ features[train].double()
+        scale = torch.ones_like(centre)
+    tests, position = np.unique(samples.row[samples.test], return_inverse=True)
+    test = _on(tests, device)
+    stretch = None
+    if solver == "dual":
+        known = _symmetric_gram(features, centre, scale)
+        outer = _from_gram(known, train, test, counts[train], intercept)
+    else:
+        known = (features.double() - centre) * scale
+        own = known[train]
+        values, vectors = _kept((own.T * counts[train]) @ own, max(own.shape))
+        # Rotated, features have the same ridge solutions; divided by their lengths they are
+        # orthonormal, so that rounding of their products with targets is not blown up.
+        known, stretch = known @ vectors, values.sqrt()
+        outer = _Decomposition((known[train] / stretch).T, known[test] * stretch, values)
+    n_train = len(samples.train) if intercept else math.inf
+    return Decompositions(
+        solver, samples, known, stretch, train, outer, _on(position, device), n_train
+    )
+
+
 def plan_ridge(
     features: torch.Tensor,
     samples: Samples,
@@ -695,85 +798,47 @@ def plan_ridge(
     set's samples, the sum of squared errors + alpha |coefficients|^2, as in scikit-learn's Ridge
     and himalaya.
     """
-    if solver not in ("auto", "primal", "dual"):
-        raise ValueError(f"unknown solver {solver!r}: auto, primal or dual")
-    device = torch.device(device)
-    features = features.to(device)
-    counts = torch.from_numpy(samples.counts(samples.train)).to(device, torch.float64)
-    rows = np.unique(samples.row[samples.train])
-    train = _on(rows, device)
-    if solver == "auto":
-        solver = "dual" if features.shape[1] >= len(rows) else "primal"
-    if standardise:
-        centre, scale = standardisation(features[train], counts[train])
-    else:
-        centre = (counts[train] / counts.sum() * intercept) @ features[train].double()
-        scale = torch.ones_like(centre)
-    tests, position = np.unique(samples.row[samples.test], return_inverse=True)
-    test = _on(tests, device)
-    stretch = None
-    if solver == "dual":
-        known = _symmetric_gram(features, centre, scale)
-        outer = _from_gram(known, train, test, counts[train], intercept)
-    else:
-        known = (features.double() - centre) * scale
-        own = known[train]
-        values, vectors = _kept((own.T * counts[train]) @ own, max(own.shape))
-        # Rotated, features have the same ridge solutions; divided by their lengths they are
-        # orthonormal, so that rounding of their products with targets is not blown up.
-        known, stretch = known @ vectors, values.sqrt()
-        outer = _Decomposition(known[train].T, known[test], values)
+    found = decompose(
+        features,
+        samples,
+        solver=solver,
+        standardise=standardise,
+        intercept=intercept,
+        device=device,
+    )
     tolerance = TOLERANCE[dtype] if tolerance is None else tolerance
     splits = [
-        _plan_split(
-            known,
-            samples,
-            number,
-            list(alphas),
-            stretch=stretch,
-            intercept=intercept,
-            dtype=dtype,
-            tolerance=tolerance,
-        )
+        _plan_split(found, number, list(alphas), dtype=dtype, tolerance=tolerance)
         for number in range(len(samples.inner))
     ]
     basis = None
-    if stretch is not None and splits:
-        basis = torch.cat([known[train] / stretch, torch.ones_like(known[train, :1])], 1)
-        splits, basis = _sums_or_moments(splits, basis, samples, rows, dtype)
-    hats = torch.stack([outer.hat(alpha) for alpha in alphas])
+    if found.form == "primal" and splits:
+        own = found.known[found.train]
+        basis = torch.cat([own / found.stretch, torch.ones_like(own[:, :1])], 1)
+        splits, basis = _sums_or_moments(splits, basis, samples, dtype)
+    hats = torch.stack([found.outer.hat(alpha) for alpha in alphas])
     return RidgePlan(
         alphas=tuple(float(alpha) for alpha in alphas),
-        form=solver,
+        form=found.form,
         samples=samples,
-        n_train=len(samples.train) if intercept else math.inf,
+        n_train=found.n_train,
         basis=None if basis is None else basis.to(dtype),
         inner=tuple(splits),
         hats=hats.to(dtype),
-        test_position=_on(position, device),
+        test_position=found.test_position,
     )
 
 
 def _plan_split(
-    known: torch.Tensor,
-    samples: Samples,
+    whole: Decompositions,
     number: int,
     alphas: list[float],
     *,
-    stretch: torch.Tensor | None,
-    intercept: bool,
     dtype: torch.dtype,
     tolerance: float,
 ) -> _Split:
-    """One inner split; `known` are inner products, or features where there is a `stretch`."""
-    trained, tested = (samples.counts(part) for part in samples.inner[number])
-    train, test = (_on(np.flatnonzero(count), known.device) for count in (trained, tested))
-    train_counts = _on(trained, known.device).double()[train]
-    test_counts = _on(tested, known.device).double()[test]
-    if stretch is None:
-        found = _from_gram(known, train, test, train_counts, intercept)
-    else:
-        found = _from_features(known, train, test, train_counts, stretch, intercept)
+    """One inner split; its operator is on moments in primal form, on rows' sums in dual form."""
+    found, n_train, test_counts = whole.inner(number, moments=whole.form == "primal")
     root_share = (test_counts / test_counts.sum()).sqrt()
     found = _Decomposition(found.rotation, found.projection * root_share[:, None], found.values)
     nodes, coefficients = interpolation(
@@ -783,12 +848,13 @@ def _plan_split(
     # A target is its own residual at an infinite penalty, and takes what is left of the weights
     weights = np.column_stack([coefficients, 1 - coefficients.sum(1)])
     squares = (weights[:, :, None] * weights[:, None]).reshape(len(alphas), -1)
+    device = operator.device
     return _Split(
         operator,
-        _on(squares, known.device).to(dtype),
+        _on(squares, device).to(dtype),
         test_counts.to(dtype),
         root_share.to(dtype),
-        float(trained.sum()) if intercept else math.inf,
+        n_train,
     )
 
 
@@ -796,7 +862,6 @@ def _sums_or_moments(
     splits: list[_Split],
     basis: torch.Tensor,
     samples: Samples,
-    rows: np.ndarray,
     dtype: torch.dtype,
 ) -> tuple[list[_Split], torch.Tensor | None]:
     """Operators on moments where that is less work and as exact, on rows' sums otherwise."""
@@ -820,7 +885,7 @@ def _sums_or_moments(
     )
     if moments < direct and growth < MOST_GROWTH:
         return splits, basis
-    moved = []
+    moved, rows = [], np.unique(samples.row[samples.train])
     for split, (train, _) in zip(splits, samples.inner, strict=True):
         among = np.searchsorted(rows, np.unique(samples.row[train]))
         operator = split.operator.double() @ basis[_on(among, basis.device)].T
