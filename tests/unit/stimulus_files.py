@@ -2,6 +2,7 @@
 
 import json
 import math
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -18,13 +19,17 @@ CODECS = {
 }
 
 
-def write_movie(path: Path, frames: np.ndarray, *, rate: int = 10) -> Path:
-    """Encode frames (time, rows, columns, 3), uint8, in the format of the file's ending."""
+def write_movie(path: Path, frames: np.ndarray, *, rate: int = 10, pixel: int = 1) -> Path:
+    """Encode frames (time, rows, columns, 3), uint8, in the format of the file's ending.
+
+    `pixel` is the width of a pixel by its height.
+    """
     codec, pixels = CODECS[path.suffix]
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pixels
+        stream.codec_context.sample_aspect_ratio = Fraction(pixel)
         for values in frames:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(values), format="rgb24")
             for packet in stream.encode(frame.reformat(format=pixels)):

@@ -117,6 +117,14 @@ def test_movies_of_telephones_are_turned_as_they_are_played(tmp_path):
     assert shown[:, :10].max() < 0.1
 
 
+def test_pixels_that_are_not_square_are_stretched(tmp_path):
+    frames = np.zeros((4, 32, 32, 3), np.uint8)
+    frames[:, :, 8:24] = 255
+    film = Movie(write_movie(tmp_path / "film.mp4", frames, pixel=2), size=8)
+    # shown 64 x 32: the middle square is the white part
+    assert film.frames_at([0.0]).min() > 0.7
+
+
 def test_a_long_movie_is_never_held_whole(tmp_path):
     frames = np.lib.format.open_memmap(
         tmp_path / "film.npy", "w+", np.uint8, (4000, 128, 128)

@@ -69,7 +69,7 @@ class Movie:
             self._array = _FrameArray(self.path, frame_rate)
             self.duration = self._array.duration
         else:
-            self.duration = _video_duration(self.path)
+            self.duration, self._pixel = _video_shape(self.path)
         self._stream: Iterator[tuple[float, Any]] | None = None
         self._next: tuple[float, Any] | None = None
         self._held: list[tuple[float, _Frame]] = []  # frames already passed, by their start
@@ -142,7 +142,10 @@ class Movie:
                 ]
                 image = torch.from_numpy(np.stack(planes)).expand(3, -1, -1).clamp(0, 1)
             else:
-                upright = frame.decoded.to_image().rotate(frame.decoded.rotation, expand=True)
+                picture = frame.decoded.to_image()
+                if self._pixel != 1:
+                    picture = picture.resize((round(picture.width * self._pixel), picture.height))
+                upright = picture.rotate(frame.decoded.rotation, expand=True)
                 pixels = np.array(fit_image(upright, **self._fit))
                 image = torch.from_numpy(pixels).permute(2, 0, 1).to(torch.float32) / 255
             frame.image, frame.decoded = image, None
@@ -168,8 +171,8 @@ def _video_error(path: Path, error: Exception) -> InputError:
     )
 
 
-def _video_duration(path: Path) -> float:
-    """Duration of a movie file, s: the stream's own, or the end of its last packet."""
+def _video_shape(path: Path) -> tuple[float, float]:
+    """Duration of a movie file, s, and the width of its pixels by their height."""
     import av
 
     end = 0.0
@@ -178,10 +181,11 @@ def _video_duration(path: Path) -> float:
             stream = next(iter(container.streams.video), None)
             if stream is None:
                 raise _no_frames(path)
+            pixel = float(stream.sample_aspect_ratio or 1)
             if stream.duration and stream.time_base:
-                return float(stream.duration * stream.time_base)
+                return float(stream.duration * stream.time_base), pixel
             if container.duration:
-                return container.duration / av.time_base
+                return container.duration / av.time_base, pixel
             for packet in container.demux(stream):
                 if packet.pts is not None and packet.time_base:
                     end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
@@ -189,7 +193,7 @@ def _video_duration(path: Path) -> float:
         raise _video_error(path, error) from error
     if not end:
         raise _no_frames(path)
-    return end
+    return end, pixel
 
 
 def _video_frames(path: Path) -> Iterator[tuple[float, Any]]:
