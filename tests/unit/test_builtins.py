@@ -319,6 +319,7 @@ def test_options_reach_the_model_and_its_store():
         options={"scales": 2, "orientations": 6, "grid": 5, "field_of_view": [20, 10]},
     )
     assert made.module(torch.rand(1, 3, 128, 128)).shape == (1, 12, 5, 5)
+    assert made.attrs["cycles_per_image"] == [32, 16]
     assert made.attrs["position_unit"] == "degrees"
     assert made.attrs["column_x"] == [-8, -4, 0, 4, 8]
     assert made.attrs["row_y"] == [4, 2, 0, -2, -4]  # the first row is above
@@ -337,6 +338,8 @@ def test_clips_are_as_fast_as_the_sampling_says():
         "m", architecture="contrast-energy", sampling=Sampling(window=2, frames=1)
     )
     assert one.layers == ("contrast",)
+    short = build_architecture("m", architecture="contrast-energy", sampling=Sampling(window=0.05))
+    assert short.layers == ("contrast",)
     with pytest.raises(InputError, match=r"clips of 3 frames are shorter than temporal_window"):
         whole.module(torch.rand(1, 3, 3, 96, 96))
     with pytest.raises(InputError, match=r"sampling has frames and neither window nor rate"):

@@ -132,6 +132,7 @@ class GaborEnergy(nn.Module):
         super().__init__()
         self.grey = Luminance()
         self.names = [f"scale{index + 1}" for index in range(scales)]
+        self.frequencies = [size / 4 / 2**index for index in range(scales)]  # cycles an image
         for index, name in enumerate(self.names):
             scale = GaborScale(
                 size=size,

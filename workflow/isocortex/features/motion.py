@@ -171,6 +171,7 @@ class MotionEnergy(nn.Module):
                 "lengthen it, or take more frames"
             )
         self.frame_rate, self.grid, self.compression = frame_rate, grid, compression
+        self.frequencies = list(frequencies)
         self.grey = Luminance()
         self.scales = nn.ModuleList(
             MotionScale(

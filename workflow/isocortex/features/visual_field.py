@@ -127,16 +127,22 @@ def gridded(
             module = kind(**options, **{key: given[key] for key in PLACE if key in parameters})
         except ValueError as error:
             raise InputError(f"{_key(request)}: {error}") from error
+        told = {}
+        if hasattr(module, "frequencies"):
+            told = {"cycles_per_image": [float(value) for value in module.frequencies]}
         named = {key: list(v) if isinstance(v, tuple) else v for key, v in options.items()}
         # One frame has no flicker.
-        still = kind is ContrastEnergy and request.sampling.frames == 1
+        frames = request.sampling.frames_of(request.sampling.length or 1.0, CLIP_RATE)
+        still = kind is ContrastEnergy and frames == 1
         return Architecture(
             module,
             side,
             layers=("contrast",) if still else layers,
             takes=takes,
             frame_rate=rate,
-            attrs={"options": named} | _place(request, options.get("grid") or options["blocks"]),
+            attrs={"options": named}
+            | told
+            | _place(request, options.get("grid") or options["blocks"]),
         )
 
     return make
