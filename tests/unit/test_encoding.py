@@ -580,8 +580,9 @@ def test_schema_is_closed_and_its_defaults_run(tmp_path, planted):
         key: part["default"]
         for key, part in schema["properties"]["cross_validation"]["properties"].items()
     }
-    for key in ("summary", "weights", "predictions"):  # of summarise_encoding; outputs
-        options.pop(key)
+    # Of other rules; outputs
+    for key in ("summary", "readouts", "joint", "universal", "weights", "predictions"):
+        options.pop(key, None)
     betas, layers, names, *_ = planted
     result = fit(tmp_path, betas, write_features(tmp_path / "f.zarr", layers, names), **options)
     assert result.attrs["folds"].startswith("15 outer folds: 3 groups of runs")

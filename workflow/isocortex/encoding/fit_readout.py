@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import shutil
@@ -10,17 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import scipy.sparse
 import torch
 import xarray as xr
 
-from isocortex import provenance, store
+from isocortex import bids, provenance, store
 from isocortex.device import deterministic, select_device
 from isocortex.encoding.design import Responses, centre, design_of, open_responses
 from isocortex.encoding.folds import CrossValidation, Fold
-from isocortex.encoding.maps import legend, write_map
+from isocortex.encoding.maps import regions_of_voxels, write_maps
 from isocortex.encoding.readouts import KINDS, FeatureMaps, Readout, Trained, train
 from isocortex.encoding.scores import high_enough, normalise, pearson, r2
 from isocortex.errors import InputError
@@ -389,18 +387,10 @@ def _regions(
     """Region of each voxel, from 0 in the order of the table, -1 for none; the names."""
     if image is None or table is None:
         return None, None
-    volume = nibabel.load(image)
-    if volume.shape[:3] != tuple(of.attrs["shape"]) or not np.allclose(
-        volume.affine, of.attrs["affine"], atol=1e-3
-    ):
-        raise InputError(
-            f"regions {image} are not on the grid of the responses of {of.name}: resample them"
-        )
-    with Path(table).open(newline="") as stream:
-        names = {int(row["index"]): row["name"] for row in csv.DictReader(stream, delimiter="\t")}
-    index = np.asarray(volume.dataobj)[tuple(of.coords[axis] for axis in "ijk")].astype(int)
-    place = {value: number for number, value in enumerate(names)}
-    return np.array([place.get(int(value), -1) for value in index]), list(names.values())
+    names = bids.read_labels(table)
+    place = {label: number for number, label in enumerate(names)}
+    label = regions_of_voxels(image, of.coords, of.attrs, where=of.name)
+    return np.array([place.get(int(value), -1) for value in label]), list(names.values())
 
 
 def checkpoint_folder(out: Path, key: Mapping[str, Any]) -> Path:
@@ -445,23 +435,12 @@ def _losses(trained: Sequence[Trained], key: str) -> np.ndarray:
 
 def _write_maps(folder: Path, result: xr.Dataset) -> None:
     attrs = result.attrs
-    voxels = np.stack([result[axis].values for axis in "ijk"], axis=1)
-    stem = (
-        f"sub-{attrs['subject']}_task-{attrs['task']}_readout-{attrs['name']}_"
-        f"space-{attrs['space']}_"
-    )
-    images: list[tuple[str, np.ndarray, type]] = [
-        ("stat-r_statmap", result["score"].values, np.float32),
-        ("stat-rnormalised_statmap", result["score_normalised"].values, np.float32),
-        ("desc-preferredlayer_dseg", result["preferred_layer"].values + 1, np.int16),
-    ]
-    for key in FIELD:
-        if key in result:
-            images.append((f"stat-{key}_statmap", result[key].values, np.float32))
-    geometry = {"shape": attrs["shape"], "affine": attrs["affine"]}
-    for suffix, values, dtype in images:
-        write_map(folder / f"{stem}{suffix}.nii.gz", values, voxels, dtype=dtype, **geometry)
-    provenance.write_json(
-        folder / f"{stem}desc-preferredlayer_dseg.json",
-        {"Levels": legend(result["layer"].values)},
-    )
+    stem = f"sub-{attrs['subject']}_task-{attrs['task']}_readout-{attrs['name']}"
+    maps = {
+        "stat-r_statmap": result["score"].values,
+        "stat-rnormalised_statmap": result["score_normalised"].values,
+        "stat-r2_statmap": result["r2"].values,
+        **{f"stat-{key}_statmap": result[key].values for key in FIELD if key in result},
+        "desc-preferredlayer_dseg": (result["preferred_layer"].values + 1).astype(np.int16),
+    }
+    write_maps(folder, stem, maps, result, names=result["layer"].values)

@@ -79,9 +79,7 @@ def write_subject_maps(folder: Path, result: xr.Dataset) -> None:
         for the first; a JSON file names them). Surface maps are written where the voxels are in a
         template space: means over the way from white matter to pia, labels by majority.
     """
-    folder = Path(folder)
     attrs = result.attrs
-    voxels = np.stack([result[axis].values for axis in "ijk"], axis=1)
     best = result["best_layer"].values
     at_best = (np.maximum(best, 0), np.arange(len(best)))
     stem = f"sub-{attrs['subject']}_task-{attrs['task']}_model-{attrs['model']}"
@@ -94,17 +92,48 @@ def write_subject_maps(folder: Path, result: xr.Dataset) -> None:
     if "p_fwe" in result:
         maps["stat-logp_statmap"] = -np.log10(result["p_fwe"].values[at_best])
     maps["desc-bestlayer_dseg"] = (best + 1).astype(np.int16)
+    write_maps(folder, stem, maps, result, names=result["layer"].values)
+
+
+def write_maps(
+    folder: Path,
+    stem: str,
+    maps: Mapping[str, np.ndarray],
+    result: xr.Dataset,
+    *,
+    names: Sequence[str],
+) -> None:
+    """Write maps of one subject in the volume and, of voxels in a template space, on fsaverage5.
+
+    Parameters
+    ----------
+    folder
+        Made where it is not there.
+    stem
+        Of the files' names, up to the space.
+    maps
+        End of the files' names to values, shape (voxels,); those that end in dseg are labels.
+    result
+        Has i, j, k of the voxels and the attributes affine, shape and space.
+    names
+        What labels stand for, from 1 on: the JSON files beside label maps say so.
+    """
+    folder, attrs = Path(folder), result.attrs
+    voxels = np.stack([result[axis].values for axis in "ijk"], axis=1)
     geometry = {"shape": attrs["shape"], "affine": attrs["affine"]}
     for suffix, values in maps.items():
         path = folder / f"{stem}_space-{attrs['space']}_{suffix}.nii.gz"
         dtype = np.int16 if suffix.endswith("dseg") else np.float32
         write_map(path, values, voxels, dtype=dtype, **geometry)
-    names = [f"{stem}_space-{attrs['space']}_desc-bestlayer_dseg.json"]
+    spaces = [attrs["space"]]
     if on_template(str(attrs["space"])):
-        names.append(f"{stem}_space-{MESH}_desc-bestlayer_dseg.json")
+        spaces.append(MESH)
         _write_surface_maps(folder, stem, maps, voxels, **geometry)
-    for name in names:
-        provenance.write_json(folder / name, {"Levels": legend(result["layer"].values)})
+    for space in spaces:
+        for suffix in maps:
+            if suffix.endswith("dseg"):
+                path = folder / f"{stem}_space-{space}_{suffix}.json"
+                provenance.write_json(path, {"Levels": legend(names)})
 
 
 def sample_on_surface(weights: csr_array, values: np.ndarray, *, labels: bool) -> np.ndarray:
