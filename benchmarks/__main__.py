@@ -26,6 +26,8 @@ FIGURES = (
     "agtdm",
     "ridge-cv-primal",
     "ridge-cv-dual",
+    "features-throughput",
+    "features-memory",
     "lsa",
     "motion",
 )
