@@ -103,3 +103,26 @@ def test_batch_size_plays_no_part_on_photographs(data, tmp_path):
         )
         for layer, values in large.items():
             np.testing.assert_allclose(small[layer], values, atol=2e-5 * np.abs(values).max())
+
+
+def test_the_gist_of_a_scene_tells_more_than_its_luminance(data, images92, human_it, tmp_path):
+    ids = [path.name for path in images92]
+    similar = {
+        name: agreement(extract(tmp_path, name, images92, ids, architecture=name), human_it)
+        for name in ("gist", "luminance")
+    }
+    # Measured: .17 and .03; contrast, which is higher on objects than on their ground, .14
+    assert similar["gist"]["gist"] > similar["luminance"]["luminance"] + 0.08
+    paths = sorted((data / "caltech101-subset").glob("*/*.jpg"))
+    ids = [f"{path.parent.name}/{path.name}" for path in paths]
+    correct = {}
+    for name in ("gist", "luminance"):
+        values = extract(tmp_path, f"{name}2", paths, ids, architecture=name)[name]
+        values = values.reshape(len(values), -1)
+        values = (values - values.mean(0)) / values.std(0)
+        nearest = squareform(pdist(values, "correlation")) + 9 * np.eye(len(values))
+        classes = np.array([stimulus.split("/")[0] for stimulus in sorted(ids)])
+        correct[name] = (classes[nearest.argmin(1)] == classes).mean()
+    # Measured: .59 and .35 of 21 classes, by the most similar photograph
+    assert correct["gist"] > 0.5
+    assert correct["gist"] > correct["luminance"] + 0.1
