@@ -314,3 +314,15 @@ def test_volumes_of_a_continuous_stimulus(tmp_path):
     assert result["score"].values.mean() > 0.8
     assert np.isnan(result["score_normalised"]).all()  # no ceiling is known
     assert np.median(np.hypot(result["x"] - planted.x, result["y"] - planted.y)) < 0.1
+
+
+def test_kinds_and_options_are_in_the_schema_and_the_documentation(root):
+    schema = json.loads((root / "workflow/schemas/config/encoding.json").read_text())
+    entry = schema["properties"]["readouts"]["additionalProperties"]
+    assert set(entry["properties"]["kind"]["enum"]) == set(KINDS)
+    text = (root / "docs/readouts.md").read_text()
+    for name, kind in KINDS.items():
+        assert f"| `{name}` |" in text
+        rows = [row for row in text.splitlines() if row.startswith("| `") and name in row]
+        for option in kind.defaults:
+            assert any(f"`{option}`" in row.split(" | ")[0] for row in rows), (name, option)

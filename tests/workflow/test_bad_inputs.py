@@ -159,6 +159,11 @@ def other_grid(func):
     tiny.nifti(func / f"{STEM}_space-T1w_desc-preproc_bold.nii.gz", (8, 8, 6, 20))
 
 
+def readout(**options):
+    """A readout of the pixels, but for what is given."""
+    return key("encoding.readouts.rf", {"kind": "gaussian", "model": "pixels"} | options)
+
+
 CASES = {
     "misspelt key": (key("glm.hfr", "spm"), "glm.hfr: no such key: did you mean 'hrf'?"),
     "misspelt section": (key("seeed", 2), "seeed: no such key: did you mean 'seed'?"),
@@ -277,6 +282,12 @@ CASES = {
     "stimulus list of a model RDM missing": (
         model_rdms("animacy\tanimacy.csv\tids.txt", header="model\tfile\tstimuli"),
         "ids.txt of model animacy is missing",
+    ),
+    "unknown kind of readout": (readout(kind="gausian"), "did you mean 'gaussian'?"),
+    "readout of an unknown model": (readout(model="pixel"), "did you mean 'pixels'?"),
+    "unknown option of a readout": (
+        readout(options={"gird": 3}),
+        "readout 'gaussian' has no option 'gird' in encoding.readouts.rf.options",
     ),
     "table without columns": (key("input", {"rdms": "atlas.tsv"}), "needs the columns subject"),
 }
