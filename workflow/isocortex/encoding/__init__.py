@@ -1,6 +1,6 @@
 """Prediction of single-trial responses from model features, per voxel and over subjects."""
 
-from isocortex.encoding.fit import cross_validated_scores, fit_encoding
+from isocortex.encoding.fit import cross_validated_scores, fit_encoding, fit_layers
 from isocortex.encoding.folds import CrossValidation, cross_validation_folds
 from isocortex.encoding.ridge import (
     Ridge,
@@ -24,6 +24,7 @@ __all__ = [
     "cross_validated_scores",
     "cross_validation_folds",
     "fit_encoding",
+    "fit_layers",
     "gram",
     "held_out_loss",
     "inner_ridge",

@@ -30,8 +30,9 @@ from isocortex.encoding.design import (
     open_responses,
 )
 from isocortex.encoding.folds import CrossValidation
+from isocortex.encoding.fractional import FractionalPlan, plan_fractional
 from isocortex.encoding.maps import regions_of_voxels, write_subject_maps
-from isocortex.encoding.permutation import exchange_blocks, exchange_stimuli, permutation_test
+from isocortex.encoding.permutation import PermutationTest, permute_blocks, permute_stimuli
 from isocortex.encoding.ridge import (
     RidgePlan,
     Samples,
@@ -51,6 +52,8 @@ METHODS = ("ridge", "fractional")
 FRACTIONS = tuple(np.round(np.arange(0.1, 1.01, 0.1), 10).tolist())
 PERMUTATION_BLOCK = 40.0  # s, some times the length of a haemodynamic response
 TIMED = ("delays", "delays_volumes", "resampling", "gap_volumes")  # of the design of volumes
+PERMUTED_BYTES = 64 << 20  # responses in several orders, side by side
+LEAST_PENALTY = 1e-12  # whose logarithm stands for that of no penalty
 PLAN_BYTES = 512 << 20  # decompositions that are kept while the voxels pass by
 
 
@@ -66,12 +69,15 @@ class LinearFit:
         Penalty, geometric mean over folds.
     fraction
         Of fractional ridge: mean over folds.
+    test
+        p-values, where permutations were asked for.
     """
 
     score: np.ndarray
     r2: np.ndarray
     alpha: np.ndarray
     fraction: np.ndarray | None = None
+    test: PermutationTest | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ class Plan:
 
     layer: int
     fold: int
-    ridge: RidgePlan
+    ridge: RidgePlan | FractionalPlan
 
 
 def _with_targets(block: torch.Tensor, plans: Sequence[Plan]) -> Iterable[tuple[Plan, Targets]]:
@@ -97,11 +103,12 @@ def make_plan(
     samples: Samples,
     alphas: Sequence[float],
     *,
+    method: str = "ridge",
     pca: int | None = None,
     solver: str = "auto",
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> RidgePlan:
+) -> RidgePlan | FractionalPlan:
     """Standardise one layer's features on one fold's training trials, reduce, decompose.
 
     Parameters
@@ -111,7 +118,9 @@ def make_plan(
     samples
         Of the fold.
     alphas
-        Penalties.
+        Penalties, or fractions.
+    method
+        `ridge` or `fractional`.
     pca
         Principal components of the fold's training trials to keep (with the variances that they
         have in z-scored features, so that penalties mean the same); None: all features.
@@ -130,7 +139,8 @@ def make_plan(
         dual = features.shape[1] >= len(rows)
         known = gram(features, middle, scale) if dual else (features.double() - middle) * scale
         features = principal_components(known, rows, counts, number=pca, inner_products=dual)
-    return plan_ridge(
+    plan = plan_fractional if method == "fractional" else plan_ridge
+    return plan(
         features,
         samples,
         alphas,
@@ -153,6 +163,7 @@ def fit_layers(
     pca: int | None = None,
     solver: str = "auto",
     predictions: np.ndarray | None = None,
+    orders: np.ndarray | None = None,
     voxel_batch: int = 1024,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -172,8 +183,8 @@ def fit_layers(
         The folds.
     alphas
         Penalties, for features z-scored over the training trials and divided by the root of
-        their number. Each voxel and fold takes the one with the least squared error over the
-        inner folds.
+        their number; with `method` fractional, fractions, ascending. Each voxel and fold takes
+        the one with the least squared error over the inner folds.
     regions
         Label of each voxel: one penalty for all voxels of a label, by the mean over voxels of
         the squared error as a share of the voxel's training variance. Voxels of label 0, and all
@@ -185,6 +196,9 @@ def fit_layers(
     predictions
         Shape (layers, trials, voxels), float32: filled with the held-out predictions, intercept
         and all; left as it is where there are none. May be a memory map.
+    orders
+        Shape (permutations, trials): whose response each trial gets, of `permute_stimuli` or
+        `permute_blocks`, for p-values. All of a layer's folds are then held in memory together.
     voxel_batch
         Voxels that are worked on together.
     device, dtype
@@ -204,9 +218,11 @@ def fit_layers(
     pooled r downwards.
     """
     device = torch.device(device)
-    logs = np.log(np.asarray(alphas, float))
+    grid = torch.tensor(list(alphas), dtype=torch.float64, device=device)
     shape = (len(layers), n_voxels)
-    total, total_r2, log_alpha, count = (np.zeros(shape) for _ in range(4))
+    total, total_r2, log_alpha, total_choice, count = (np.zeros(shape) for _ in range(5))
+    fractional = method == "fractional"
+    test = None if orders is None else PermutationTest(*shape, len(orders))
     region = None if regions is None else np.asarray(regions)
     splits = [Samples.of_fold(cv, fold) for fold in cv.folds]
 
@@ -234,10 +250,36 @@ def fit_layers(
                     )
         return [dict(zip(names.tolist(), loss.argmin(0).tolist(), strict=True)) for loss in losses]
 
+    def permute(plans: Sequence[Plan], block, choices: Mapping[int, Any], part: slice) -> None:
+        """Scores of permuted responses at the penalties that the real ones chose."""
+        width = part.stop - part.start
+        rows_at_once = max(1, PERMUTED_BYTES // max(block.element_size() * block.numel(), 1))
+        numbers = sorted({plan.layer for plan in plans})
+        observed = {
+            layer: total[layer, part] / np.where(count[layer, part], count[layer, part], np.nan)
+            for layer in numbers
+        }
+        for first in range(0, len(orders), rows_at_once):
+            rows = slice(first, min(first + rows_at_once, len(orders)))
+            order = torch.from_numpy(orders[rows]).to(device)
+            n = len(order)
+            # all of these permutations side by side, as if they were voxels
+            permuted = block[order.T.reshape(-1)].view(len(block), n * width)
+            null = {layer: torch.zeros(n * width, device=device, dtype=dtype) for layer in numbers}
+            for index, (plan, targets) in enumerate(_with_targets(permuted, plans)):
+                prediction = plan.ridge.predict(targets, choices[index].repeat(n))
+                trials = torch.from_numpy(cv.folds[plan.fold].test_trials).to(device)
+                null[plan.layer] += pearson(prediction, permuted[trials]).nan_to_num()
+            for layer in numbers:
+                folds = np.maximum(count[layer, part], 1)
+                scores = null[layer].view(n, width).double().cpu().numpy() / folds
+                test.add(layer, part, rows, observed[layer], scores)
+
     def run(plans: list[Plan]) -> None:
         plans = sorted(plans, key=lambda plan: plan.fold)
         of_regions = None if region is None else choices_of_regions(plans)
         for part, usable, pairs in targets_of(plans, "encoding"):
+            block, choices = None, {}
             for index, (plan, targets) in enumerate(pairs):
                 choice = None
                 if region is None or (region[part] == 0).any():
@@ -249,17 +291,24 @@ def fit_layers(
                     choice = shared if choice is None else torch.where(own, choice, shared)
                 prediction = plan.ridge.predict(targets, choice)
                 trials = cv.folds[plan.fold].test_trials
-                test = targets.block[torch.from_numpy(trials).to(device)]
-                r = pearson(prediction, test).double().cpu().numpy()
-                explained = r2(prediction, test).double().cpu().numpy()
+                response = targets.block[torch.from_numpy(trials).to(device)]
+                r = pearson(prediction, response).double().cpu().numpy()
+                explained = r2(prediction, response).double().cpu().numpy()
                 scored = np.isfinite(r) & usable
                 total[plan.layer, part][scored] += r[scored]
                 total_r2[plan.layer, part][scored] += explained[scored]
                 count[plan.layer, part] += scored
-                chosen = logs[choice.cpu().numpy()]
-                log_alpha[plan.layer, part] += np.where(scored, chosen, 0)
+                penalty = plan.ridge.penalties(targets, choice) if fractional else grid[choice]
+                log_alpha[plan.layer, part][scored] += np.log(
+                    penalty.double().cpu().numpy()[scored].clip(LEAST_PENALTY)
+                )
+                total_choice[plan.layer, part][scored] += grid[choice].cpu().numpy()[scored]
+                if orders is not None:
+                    block, choices[index] = targets.block, choice
                 if predictions is not None:
                     predictions[plan.layer, trials, part] = prediction.float().cpu().numpy()
+            if orders is not None:
+                permute(plans, block, choices, part)
 
     pending: list[Plan] = []
     held = 0
@@ -267,17 +316,33 @@ def fit_layers(
         features = torch.from_numpy(np.ascontiguousarray(load())).to(device)
         for number, samples in enumerate(splits):
             ridge = make_plan(
-                features, samples, alphas, pca=pca, solver=solver, device=device, dtype=dtype
+                features,
+                samples,
+                alphas,
+                method=method,
+                pca=pca,
+                solver=solver,
+                device=device,
+                dtype=dtype,
             )
             pending.append(Plan(index, number, ridge))
             held += ridge.n_bytes
-            if held > PLAN_BYTES:
+            if held > PLAN_BYTES and orders is None:
                 run(pending)
                 pending, held = [], 0
+        if held > PLAN_BYTES:
+            run(pending)
+            pending, held = [], 0
     if pending:
         run(pending)
     folds = np.where(count, count, np.nan)
-    return LinearFit(total / folds, total_r2 / folds, np.exp(log_alpha / folds))
+    return LinearFit(
+        total / folds,
+        total_r2 / folds,
+        np.exp(log_alpha / folds),
+        total_choice / folds if fractional else None,
+        test,
+    )
 
 
 def cross_validated_scores(
@@ -437,7 +502,7 @@ def fit_encoding(
     held_out = None
     with contextlib.ExitStack() as stack:
         stack.enter_context(deterministic(threads))
-        if permutations or bootstrap or predictions is not None:
+        if bootstrap or predictions is not None:
             shape = (len(layers), len(opened.used), n_voxels)
             held_out = stack.enter_context(_scratch(Path(out), shape))
         fit = fit_layers(
@@ -450,23 +515,22 @@ def fit_encoding(
             regions=region if alpha_per == "region" else None,
             pca=pca,
             predictions=held_out,
+            orders=_orders(opened, cv, permutations, permutation_block, seed=seed),
             voxel_batch=voxel_batch,
             device=where,
         )
-        further = _inference(
-            opened,
-            cv,
-            fit,
-            held_out,
-            permutations=permutations,
-            permutation_block=permutation_block,
-            region=region if bootstrap else None,
-            names=bids.read_labels(labels) if bootstrap else {},
-            responsive_ceiling=responsive_ceiling,
-            voxel_batch=voxel_batch,
-            device=where,
-            seed=seed,
-        )
+        further = {}
+        if bootstrap:
+            further = _agreement(
+                opened,
+                cv,
+                fit,
+                held_out,
+                region=region,
+                names=bids.read_labels(labels),
+                responsive_ceiling=responsive_ceiling,
+                voxel_batch=voxel_batch,
+            )
         result = _dataset(opened, design, fit, further, min_ceiling=min_ceiling)
         result.attrs |= {
             "seed": seed,
@@ -517,51 +581,49 @@ def _scratch(out: Path, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
         path.unlink(missing_ok=True)
 
 
-def _inference(
+def _orders(
+    responses: Responses,
+    cv: CrossValidation,
+    permutations: int,
+    permutation_block: float | None,
+    *,
+    seed: int,
+) -> np.ndarray | None:
+    """Permutations of a subject's samples, where asked for."""
+    if not permutations:
+        return None
+    size = permutation_block
+    if responses.kind == "volumes":
+        seconds = PERMUTATION_BLOCK if permutation_block is None else permutation_block
+        size = seconds / float(responses.attrs["TR"])
+    if size is None:
+        return permute_stimuli(cv, permutations=permutations, seed=seed)
+    runs = responses.samples["run"]
+    return permute_blocks(runs, block=max(1, round(size)), permutations=permutations, seed=seed)
+
+
+def _agreement(
     responses: Responses,
     cv: CrossValidation,
     fit: LinearFit,
-    held_out: np.ndarray | None,
+    held_out: np.ndarray,
     *,
-    permutations: int,
-    permutation_block: float | None,
-    region: np.ndarray | None,
+    region: np.ndarray,
     names: Mapping[int, str],
     responsive_ceiling: float,
     voxel_batch: int,
-    device: torch.device,
-    seed: int,
 ) -> dict[str, tuple]:
-    """Arrays of p-values and of the stimuli's agreement, where asked for."""
-    arrays: dict[str, tuple] = {}
-    if permutations:
-        runs = responses.samples["run"]
-        if responses.kind == "volumes":
-            seconds = PERMUTATION_BLOCK if permutation_block is None else permutation_block
-            size = max(1, round(seconds / float(responses.attrs["TR"])))
-        else:
-            size = None if permutation_block is None else max(1, round(permutation_block))
-        if size is None:
-            exchanges = exchange_stimuli(cv, permutations=permutations, seed=seed)
-        else:
-            exchanges = exchange_blocks(cv, runs, block=size, permutations=permutations, seed=seed)
-        test = permutation_test(
-            held_out, responses.read, cv, exchanges, voxel_batch=voxel_batch, device=device
-        )
-        for key in ("p", "p_fdr", "p_fwe"):
-            arrays[key] = (("layer", "voxel"), getattr(test, key).astype(np.float32))
-    if region is not None:
-        counted = np.isfinite(fit.score).all(0)
-        if np.isfinite(responses.ceiling).any():
-            counted &= np.nan_to_num(responses.ceiling) ** 2 >= responsive_ceiling
-        members = np.stack([counted & (region == label) for label in names])
-        agreement = stimulus_agreement(
-            held_out, responses.read, cv, members, voxel_batch=voxel_batch
-        )
-        arrays["agreement"] = (("layer", "region", "stimulus"), agreement)
-        arrays["region"] = ("region", np.array(list(names.values()), dtype=object))
-        arrays["stimulus"] = ("stimulus", np.array(cv.stimuli, dtype=object))
-    return arrays
+    """What each stimulus adds to each region's mean score, over its responsive voxels."""
+    counted = np.isfinite(fit.score).all(0)
+    if np.isfinite(responses.ceiling).any():
+        counted &= np.nan_to_num(responses.ceiling) ** 2 >= responsive_ceiling
+    members = np.stack([counted & (region == label) for label in names])
+    agreement = stimulus_agreement(held_out, responses.read, cv, members, voxel_batch=voxel_batch)
+    return {
+        "agreement": (("layer", "region", "stimulus"), agreement),
+        "region": ("region", np.array(list(names.values()), dtype=object)),
+        "stimulus": ("stimulus", np.array(cv.stimuli, dtype=object)),
+    }
 
 
 def _dataset(
@@ -589,6 +651,8 @@ def _dataset(
     }
     if fit.fraction is not None:
         by_layer["fraction"] = fit.fraction
+    if fit.test is not None:
+        by_layer |= {"p": fit.test.p, "p_fdr": fit.test.p_fdr, "p_fwe": fit.test.p_fwe}
     return xr.Dataset(
         {
             **{

@@ -1,288 +1,163 @@
-"""p-values of held-out correlations by permuting which prediction goes with which response.
+"""p-values of held-out correlations by permuting responses and fitting again.
 
-The models are not fitted again: a fold's predictions are of stimuli that its training never saw,
-so under the null hypothesis (the features say nothing of the responses) any of them could as well
-have been another's. What is permuted, and what stays together, decides what the test assumes:
+Every permutation is a fit of its own, training and test permuted alike. To permute the held-out
+part alone, with predictions that stay as they are, would be wrong with more than one fold: the
+fold that tests on A trains on B and the other way round, so their correlations agree more than
+independent ones do (with many folds the variance of their mean is up to twice as large), and five
+per cent would become ten. Penalties stay those that the real responses chose.
+
+What is permuted, and what stays together, decides what the test assumes:
 
 stimuli (trials)
-    Predictions are permuted between the stimuli of a fold, in the same way in all folds that test
-    the same stimuli. Repeats of a stimulus keep their common response, which need not have
-    anything to do with the features; trials permuted one by one would take it for noise and give
-    p-values that are too small.
+    Responses are permuted between stimuli, in the same way in all runs. Repeats of a stimulus
+    keep their common response, which need not have anything to do with the features; trials
+    permuted one by one would take it for noise and give p-values that are too small.
 blocks (volumes, or trials in a fixed order)
-    Predictions of each run are shifted round by a random number of samples, cut into blocks and
-    the blocks are permuted, in the same way in all runs of the same length. Noise and features
-    keep their autocorrelation except at the borders of blocks, so blocks must be long compared
-    with it (Winkler et al. 2014 for exchangeability blocks).
+    Responses of each run are shifted round by a random number of samples, cut into blocks and the
+    blocks are permuted, in the same way in all runs of the same length. Noise keeps its
+    autocorrelation except at the borders of blocks, so blocks must be long compared with it
+    (Winkler et al. 2014 for exchangeability blocks).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 
-from isocortex.encoding.design import centre
 from isocortex.encoding.folds import CrossValidation
 from isocortex.multiple_tests import correct_p
 
-GATHER_BYTES = 64 << 20
-PAIRS = 24  # below this many units a product with all pairs is faster than permuted copies
-TIE = 1e-6  # correlations closer than this are the same but for rounding
+TIE = 1e-5  # correlations closer than this are the same but for rounding
 
 
-@dataclass(frozen=True)
-class Exchange:
-    """What is permuted in one fold.
-
-    Attributes
-    ----------
-    unit
-        Which unit each test sample belongs to, shape (test samples,).
-    first
-        One test sample of each unit, shape (units,).
-    order
-        Shape (permutations, units): whose prediction each unit gets.
-    """
-
-    unit: np.ndarray
-    first: np.ndarray
-    order: np.ndarray
-
-
-def exchange_stimuli(cv: CrossValidation, *, permutations: int, seed: int) -> list[Exchange]:
-    """Permute predictions between the stimuli that the same folds test.
-
-    Stimuli that are shown in other groups of runs than all others of their fold stay in place,
-    which leaves the test valid and makes it weaker.
-    """
-    tested = [np.unique(cv.stimulus[fold.test_trials]) for fold in cv.folds]
-    shown = np.zeros((len(cv.stimuli), len(cv.folds)), bool)
-    for number, stimuli in enumerate(tested):
-        shown[stimuli, number] = True
-    _, alike = np.unique(shown, axis=0, return_inverse=True)
-    alike = np.asarray(alike).reshape(-1)
-    rng = np.random.default_rng([seed, permutations])
-    moved = np.tile(np.arange(len(cv.stimuli)), (permutations, 1))
-    for label in range(alike.max() + 1):
-        members = np.flatnonzero((alike == label) & shown.any(1))
-        if len(members) > 1:
-            shuffled = np.tile(members, (permutations, 1))
-            moved[:, members] = rng.permuted(shuffled, axis=1)
-    out = []
-    for fold, stimuli in zip(cv.folds, tested, strict=True):
-        _, first, unit = np.unique(
-            cv.stimulus[fold.test_trials], return_index=True, return_inverse=True
-        )
-        order = np.searchsorted(stimuli, moved[:, stimuli])
-        out.append(Exchange(unit, first, order))
-    return out
-
-
-def exchange_blocks(
-    cv: CrossValidation, runs: Sequence[str], *, block: int, permutations: int, seed: int
-) -> list[Exchange]:
-    """Permute blocks of a run's predictions after a random shift.
+def permute_stimuli(cv: CrossValidation, *, permutations: int, seed: int) -> np.ndarray:
+    """Whose response each trial gets, where responses are permuted between stimuli.
 
     Parameters
     ----------
     cv
-        The folds; samples of a run are in order of time.
+        Trials, their stimuli and groups of runs.
+    permutations, seed
+        How many, and of the random numbers.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (permutations, trials). Stimuli change places that are shown equally often in each
+        group of runs; one that has no such partner stays in place, which leaves the test valid
+        and makes it weaker.
+    """
+    counts = np.zeros((len(cv.stimuli), len(cv.groups)), int)
+    np.add.at(counts, (cv.stimulus, cv.group), 1)
+    _, alike = np.unique(counts, axis=0, return_inverse=True)
+    alike = np.asarray(alike).reshape(-1)
+    rng = np.random.default_rng([seed, permutations])
+    moved = np.tile(np.arange(len(cv.stimuli)), (permutations, 1))
+    for label in range(alike.max() + 1):
+        members = np.flatnonzero(alike == label)
+        moved[:, members] = rng.permuted(np.tile(members, (permutations, 1)), axis=1)
+    # Trials by group, then stimulus: the same number of each stimulus that may change places
+    n_groups = len(cv.groups)
+    key = cv.stimulus * n_groups + cv.group
+    sorted_ = np.argsort(key, kind="stable")
+    start = np.searchsorted(key[sorted_], np.arange(len(cv.stimuli) * n_groups))
+    repeat = np.empty(len(key), int)
+    repeat[sorted_] = np.arange(len(key)) - start[key[sorted_]]
+    return sorted_[start[moved[:, cv.stimulus] * n_groups + cv.group] + repeat]
+
+
+def permute_blocks(runs: Sequence[str], *, block: int, permutations: int, seed: int) -> np.ndarray:
+    """Whose response each sample gets, where blocks of a run are permuted after a random shift.
+
+    Parameters
+    ----------
     runs
-        Run of each sample.
+        Run of each sample; samples of a run are in order of time.
     block
         Samples a block. Runs are cut into blocks of about this length; a run with fewer than two
         is only shifted.
     permutations, seed
         How many, and of the random numbers.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (permutations, samples).
     """
     runs = np.asarray(runs)
     known: dict[int, np.ndarray] = {}
-
-    def orders(length: int) -> np.ndarray:
+    out = np.empty((permutations, len(runs)), np.int64)
+    for run in dict.fromkeys(runs.tolist()):
+        members = np.flatnonzero(runs == run)
+        length = len(members)
         if length not in known:
             rng = np.random.default_rng([seed, permutations, length])
             count = max(1, round(length / block))
             order = np.empty((permutations, length), np.int64)
             for row in order:
-                shifted = np.roll(np.arange(length), rng.integers(length))
-                pieces = np.array_split(shifted, count)
+                pieces = np.array_split(np.roll(np.arange(length), rng.integers(length)), count)
                 row[:] = np.concatenate([pieces[index] for index in rng.permutation(count)])
             known[length] = order
-        return known[length]
-
-    out = []
-    for fold in cv.folds:
-        own = runs[fold.test_trials]
-        order = np.empty((permutations, len(own)), np.int64)
-        for run in dict.fromkeys(own.tolist()):
-            members = np.flatnonzero(own == run)
-            order[:, members] = members[orders(len(members))]
-        unit = np.arange(len(own))
-        out.append(Exchange(unit, unit, order))
+        out[:, members] = members[known[length]]
     return out
 
 
-def _standardised(values: torch.Tensor) -> torch.Tensor:
-    """Columns with mean 0 and length 1; constant ones are 0."""
-    eps = torch.finfo(values.dtype).eps
-    centred = values - values.mean(0)
-    length = centred.square().sum(0).sqrt()
-    varies = length > values.square().sum(0).sqrt() * 10 * eps
-    return centred * torch.where(varies, 1 / torch.where(varies, length, 1.0), 0.0)
-
-
-def null_correlations(
-    prediction: torch.Tensor, response: torch.Tensor, exchange: Exchange
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Correlations of one fold, as observed and under each permutation.
-
-    Parameters
-    ----------
-    prediction, response
-        Shape (test samples, voxels).
-    exchange
-        Of the fold.
-
-    Returns
-    -------
-    observed, null
-        Shape (voxels,) and (permutations, voxels).
-
-    Notes
-    -----
-    Both are standardised once; a permutation's correlations are then sums of products. Where
-    units stand for unequal numbers of samples, the mean and spread of the permuted predictions
-    follow from two more matrix products.
-    """
-    unit = torch.from_numpy(exchange.unit).to(prediction.device)
-    first = torch.from_numpy(exchange.first).to(prediction.device)
-    order = torch.from_numpy(exchange.order).to(prediction.device)
-    n_units, n_voxels = len(first), prediction.shape[1]
-    standard = _standardised(response)
-    summed = standard.new_zeros((n_units, n_voxels))
-    summed = summed.index_add(0, unit, standard) if n_units < len(unit) else standard
-    counts = torch.bincount(unit, minlength=n_units)
-    scaled = _standardised(prediction)[first]  # once more below where permuting rescales
-
-    identity = torch.arange(n_units, device=order.device)[None]
-    observed = _products(scaled, summed, identity)[0]
-    null = _products(scaled, summed, order)
-    if bool((counts != counts[0]).any()):
-        # samples that get each unit's prediction, (permutations, units)
-        gets = scaled.new_zeros(order.shape).scatter_(1, order, counts.to(scaled).expand_as(order))
-        total = counts.sum()
-        mean = gets @ scaled / total
-        spread = (gets @ scaled.square() - total * mean.square()).clamp(min=0).sqrt()
-        varies = spread > 1e-4
-        null = torch.where(varies, null / torch.where(varies, spread, 1.0), 0.0)
-    return observed, null.clamp(-1, 1)
-
-
-def _products(
-    prediction: torch.Tensor, response: torch.Tensor, order: torch.Tensor
-) -> torch.Tensor:
-    """Sums over units of response times permuted prediction, shape (permutations, voxels)."""
-    n_units, n_voxels = prediction.shape
-    if n_units <= PAIRS < len(order):
-        pairs = (response[:, None] * prediction[None]).reshape(n_units**2, n_voxels)
-        chosen = torch.zeros((len(order), n_units, n_units), dtype=pairs.dtype, device=pairs.device)
-        chosen.scatter_(2, order[:, :, None], 1.0)
-        return chosen.reshape(len(order), -1) @ pairs
-    step = max(1, GATHER_BYTES // max(prediction.element_size() * n_units * n_voxels, 1))
-    parts = [torch.einsum("puv,uv->pv", prediction[rows], response) for rows in order.split(step)]
-    return torch.cat(parts)
-
-
-@dataclass(frozen=True)
 class PermutationTest:
-    """Results of `permutation_test`, each of shape (layers, voxels), NaN without a score.
-
-    Attributes
-    ----------
-    p
-        One-sided p-value of the voxel and layer alone.
-    p_fdr
-        False discovery rate (Benjamini-Hochberg) over a layer's voxels.
-    p_fwe
-        Family-wise over all voxels and layers: by the largest correlation of each permutation.
-    """
-
-    p: np.ndarray
-    p_fdr: np.ndarray
-    p_fwe: np.ndarray
-
-
-def permutation_test(
-    predictions: np.ndarray,
-    read_block: Callable[[int, int], np.ndarray],
-    cv: CrossValidation,
-    exchanges: Sequence[Exchange],
-    *,
-    voxel_batch: int = 1024,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> PermutationTest:
-    """Test held-out correlations, mean over folds, against permuted predictions.
+    """Counts, over blocks of voxels, how often permutations reach what was observed.
 
     Parameters
     ----------
-    predictions
-        Held-out predictions, shape (layers, samples, voxels); only blocks of voxels are read.
-    read_block
-        Gives the responses of voxels first to last, shape (samples, last - first).
-    cv
-        The folds.
-    exchanges
-        Of each fold: `exchange_stimuli` or `exchange_blocks`. All folds have the same number of
-        permutations.
-    voxel_batch
-        Voxels that are worked on together.
-    device, dtype
-        Where and in which precision.
+    n_layers, n_voxels, permutations
+        Sizes.
 
     Notes
     -----
-    p = (1 + permutations with a statistic at least as high) / (1 + permutations), which is valid
-    for any number of permutations (Phipson & Smyth 2010). Family-wise correction by the largest
-    statistic: Nichols & Holmes 2002.
+    p = (1 + permutations with a score at least as high) / (1 + permutations), which is valid for
+    any number of permutations (Phipson & Smyth 2010). Family-wise correction is by the largest
+    score of each permutation over voxels and layers (Nichols & Holmes 2002).
     """
-    device = torch.device(device)
-    n_layers, _, n_voxels = predictions.shape
-    permutations = len(exchanges[0].order)
-    observed = np.full((n_layers, n_voxels), np.nan)
-    p = np.full((n_layers, n_voxels), np.nan)
-    largest = np.full(permutations, -np.inf)
-    for first in range(0, n_voxels, voxel_batch):
-        last = min(first + voxel_batch, n_voxels)
-        values, usable = centre(read_block(first, last), cv)
-        responses = torch.from_numpy(values).to(device, dtype)
-        for layer in range(n_layers):
-            own = torch.from_numpy(np.array(predictions[layer, :, first:last])).to(device, dtype)
-            real = torch.zeros(last - first, device=device, dtype=dtype)
-            null = torch.zeros((permutations, last - first), device=device, dtype=dtype)
-            count = torch.zeros(last - first, device=device, dtype=dtype)
-            for fold, exchange in zip(cv.folds, exchanges, strict=True):
-                test = torch.from_numpy(fold.test_trials).to(device)
-                r, of_null = null_correlations(own[test], responses[test], exchange)
-                real += r
-                null += of_null
-                count += (_standardised(responses[test]).abs().sum(0) > 0).to(dtype)
-            scored = (count > 0).cpu().numpy() & usable
-            count = count.clamp(min=1)
-            real, null = real / count, null / count
-            above = (null >= real - TIE).sum(0).cpu().numpy()
-            here = np.where(scored, real.double().cpu().numpy(), np.nan)
-            observed[layer, first:last] = here
-            p[layer, first:last] = np.where(scored, (1 + above) / (1 + permutations), np.nan)
-            if scored.any():
-                kept = torch.from_numpy(np.flatnonzero(scored)).to(device)
-                top = null[:, kept].max(1).values.double().cpu().numpy()
-                largest = np.maximum(largest, top)
-    ranked = np.sort(largest)
-    reached = permutations - np.searchsorted(ranked, observed - TIE, side="left")
-    p_fwe = np.where(np.isfinite(observed), (1 + reached) / (1 + permutations), np.nan)
-    p_fdr = np.stack([correct_p(row, correction="fdr") for row in p])
-    return PermutationTest(p, p_fdr, p_fwe)
+
+    def __init__(self, n_layers: int, n_voxels: int, permutations: int) -> None:
+        self.permutations = permutations
+        self.observed = np.full((n_layers, n_voxels), np.nan)
+        self.above = np.zeros((n_layers, n_voxels), int)
+        self.largest = np.full(permutations, -np.inf)
+
+    def add(self, layer: int, part: slice, rows: slice, observed, null: np.ndarray) -> None:
+        """Count some permutations of a block.
+
+        Parameters
+        ----------
+        layer, part, rows
+            Of the layer, of the voxels and of the permutations.
+        observed
+            Shape (voxels,), NaN without a score.
+        null
+            Shape (permutations, voxels): scores.
+        """
+        self.observed[layer, part] = observed
+        self.above[layer, part] += (null >= observed - TIE).sum(0)
+        scored = np.isfinite(observed)
+        if scored.any():
+            self.largest[rows] = np.maximum(self.largest[rows], null[:, scored].max(1))
+
+    @property
+    def p(self) -> np.ndarray:
+        """One-sided p-value of each voxel and layer alone; NaN without a score."""
+        return self._share(self.above)
+
+    @property
+    def p_fdr(self) -> np.ndarray:
+        """The same, false discovery rate (Benjamini-Hochberg) over a layer's voxels."""
+        return np.stack([correct_p(row, correction="fdr") for row in self.p])
+
+    @property
+    def p_fwe(self) -> np.ndarray:
+        """The same, family-wise over all voxels and layers."""
+        reached = np.searchsorted(np.sort(self.largest), self.observed - TIE, side="left")
+        return self._share(self.permutations - reached)
+
+    def _share(self, reached: np.ndarray) -> np.ndarray:
+        share = (1 + reached) / (1 + self.permutations)
+        return np.where(np.isfinite(self.observed), share, np.nan)
