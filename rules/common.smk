@@ -54,6 +54,7 @@ wildcard_constraints:
     measure="[a-z]+",
     readout="[A-Za-z0-9]+",
     joint="[A-Za-z0-9]+",
+    universal="[A-Za-z0-9]+",
     run=r"(ses-[A-Za-z0-9]+/)?func/sub-[^/]+",
 
 
@@ -187,6 +188,10 @@ def encoding_store(subject="{subject}", task="{task}", model="{model}"):
 
 def readout_store(subject="{subject}", task="{task}", readout="{readout}"):
     return f"{RESULTS}/encoding/sub-{subject}_task-{task}_readout-{readout}.zarr"
+
+
+def universal_store(task="{task}", universal="{universal}"):
+    return f"{RESULTS}/encoding/task-{task}_universal-{universal}.zarr"
 
 
 def joint_store(subject="{subject}", task="{task}", joint="{joint}"):
@@ -590,6 +595,35 @@ def joint_options(wildcards):
     return shared | joint_config(wildcards)
 
 
+def universal_config(wildcards):
+    return CONFIG["encoding"]["universal"][wildcards.universal]
+
+
+def universal_responses(wildcards):
+    subjects = STUDY.with_task(wildcards.task)
+    return [betas_store(subject, wildcards.task) for subject in subjects]
+
+
+def universal_responses_manifests(wildcards):
+    return manifests_of(universal_responses(wildcards))
+
+
+def universal_features(wildcards):
+    return features_store(universal_config(wildcards)["model"])
+
+
+def universal_features_manifest(wildcards):
+    return manifest_of(universal_features(wildcards))
+
+
+def universal_options(wildcards):
+    """Return what the config says of a universal encoder, new subjects if they have the task."""
+    own = {k: v for k, v in universal_config(wildcards).items() if k != "model"}
+    there = set(STUDY.with_task(wildcards.task)) & set(own["new_subjects"])
+    own["new_subjects"] = sorted(there)
+    return options("encoding", "min_ceiling", "device") | own
+
+
 def readout_regions(ending):
     """Return an input function: a file of the regions where a readout has queries for them."""
 
@@ -976,6 +1010,12 @@ def study_stores(kind):
             for subject in STUDY.with_task(task)
             for readout in CONFIG["encoding"]["readouts"]
         ]
+    if kind == "universal":
+        return [
+            universal_store(task, universal)
+            for task in STUDY.trial_tasks
+            for universal in CONFIG["encoding"]["universal"]
+        ]
     if kind == "encoding_joint":
         return [
             joint_store(subject, task, joint)
@@ -1046,7 +1086,7 @@ def target_trsa():
 
 
 def target_encoding():
-    kinds = ("encoding_summary", "readout", "encoding_joint")
+    kinds = ("encoding_summary", "readout", "encoding_joint", "universal")
     return manifests_of([store for kind in kinds for store in study_stores(kind)])
 
 

@@ -119,6 +119,35 @@ rule fit_readout:
         "../workflow/fit_readout.py"
 
 
+rule fit_universal:
+    """Predict all subjects' responses by one network with an embedding for each voxel."""
+    input:
+        responses=ancient(universal_responses),
+        responses_manifests=universal_responses_manifests,
+        features=ancient(universal_features),
+        features_manifest=universal_features_manifest,
+    output:
+        store=directory(universal_store()),
+        manifest=manifest_of(universal_store()),
+        maps=directory(f"{RESULTS}/encoding/task-{{task}}_universal-{{universal}}_maps"),
+    log:
+        log_of("fit_universal", "task-{task}", "universal-{universal}"),
+    benchmark:
+        benchmark_of("fit_universal", "task-{task}", "universal-{universal}")
+    conda:
+        "../envs/encoding.yaml"
+    threads: 1
+    resources:
+        mem_mb=16000,
+        runtime=1440,
+    params:
+        options=universal_options,
+        seed=SEED,
+        code=code_version("fit_universal"),
+    script:
+        "../workflow/fit_universal.py"
+
+
 rule summarise_encoding:
     """Summarise the encoding scores by region and over subjects."""
     input:

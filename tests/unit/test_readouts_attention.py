@@ -279,7 +279,7 @@ def test_tokens():
         ({"queries": "parcel"}, "write voxel, region, learnt"),
         ({"queries": "region"}, "needs a label image"),
         ({"dimension": 10, "heads": 4}, "no multiple of heads"),
-        ({"depth": 0}, "'depth' of readout 'routing' is below 1"),
+        ({"depth": 0}, "'depth' of readout 'routing' in options is below 1"),
         ({"layers": 3}, "no option 'layers'"),
     ],
 )

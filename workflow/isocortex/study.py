@@ -571,6 +571,7 @@ def _check_choices(study: Study) -> None:
         check_comparison(text)
     _check_partition(study)
     _check_readouts(study)
+    _check_universal(study)
     _check_joint(study)
     lights = study.config["searchlight"]
     if lights["transform"]:
@@ -640,27 +641,61 @@ def _check_readouts(study: Study) -> None:
     """Refuse readouts of models that are not there, or with queries of regions that are not."""
     for name, readout in study.config["encoding"]["readouts"].items():
         key = f"encoding.readouts.{name}"
-        if readout["model"] not in study.models:
-            near = difflib.get_close_matches(readout["model"], study.models, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "add it there"
-            raise InputError(
-                f"config: {key}.model is {readout['model']!r}, which is not in features.models: "
-                + hint
-            )
-        of_model = study.config["features"]["models"][readout["model"]]["layers"]
-        listed = isinstance(of_model, list) and not any(
-            set(layer) & set("*?[") or layer == "all" for layer in of_model
-        )
-        for layer in readout["layers"] or ():
-            if listed and of_model and layer not in of_model:
-                raise InputError(
-                    f"config: {key}.layers names {layer!r}, which is not in features.models."
-                    f"{readout['model']}.layers: add it there"
-                )
+        _check_model_of(study, key, readout)
         if readout["options"].get("queries") == "region" and not study.config.get("regions"):
             raise InputError(
                 f"config: {key}.options.queries is region, and there are none: add regions, or "
                 "choose other queries"
+            )
+
+
+def _check_model_of(study: Study, key: str, entry: Mapping[str, Any]) -> None:
+    """Refuse an entry whose model, or a layer of it, is not among the features."""
+    model = entry["model"]
+    if model not in study.models:
+        near = difflib.get_close_matches(model, study.models, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "add it there"
+        raise InputError(
+            f"config: {key}.model is {model!r}, which is not in features.models: " + hint
+        )
+    of_model = study.config["features"]["models"][model]["layers"]
+    listed = isinstance(of_model, list) and not any(
+        set(layer) & set("*?[") or layer == "all" for layer in of_model
+    )
+    for layer in entry["layers"] or ():
+        if listed and of_model and layer not in of_model:
+            raise InputError(
+                f"config: {key}.layers names {layer!r}, which is not in features.models."
+                f"{model}.layers: add it there"
+            )
+
+
+def _check_universal(study: Study) -> None:
+    """Refuse universal encoders that have nothing to read, to predict or to train on."""
+    for name, entry in study.config["encoding"]["universal"].items():
+        key = f"encoding.universal.{name}"
+        _check_model_of(study, key, entry)
+        if not study.trial_tasks:
+            raise InputError(
+                f"config: {key} predicts trials, and no task has any: remove it, or take a task "
+                "out of glm.continuous_tasks"
+            )
+        for subject in entry["new_subjects"]:
+            if subject not in study.subjects:
+                raise InputError(
+                    f"config: {key}.new_subjects names {subject!r}, which is no subject of the "
+                    f"study: choose from {', '.join(study.subjects)}"
+                )
+        for task in study.trial_tasks:
+            if not set(study.with_task(task)) - set(entry["new_subjects"]):
+                raise InputError(
+                    f"config: {key}.new_subjects names all subjects of task {task}: leave at least "
+                    "one to train the network on"
+                )
+        if entry["width"] % entry["heads"]:
+            raise InputError(
+                f"config: {key}.width ({entry['width']}) is no multiple of heads "
+                f"({entry['heads']}): change one"
             )
 
 

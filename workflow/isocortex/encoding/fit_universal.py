@@ -167,7 +167,7 @@ def fit_universal(
     heads: int = 1,
     frequencies: int = 4,
     epochs: int = 100,
-    patience: int = 10,
+    patience: int = 15,
     batch_size: int = 64,
     voxel_batch: int = 1024,
     learning_rate: float = 0.005,
@@ -462,9 +462,7 @@ def _write_maps(folder: Path, result: xr.Dataset) -> None:
     for subject in attrs["subjects"]:
         mine = result["subject"].values == subject
         voxels = np.stack([result[axis].values[mine] for axis in "ijk"], axis=1)
-        stem = (
-            f"sub-{subject}_task-{attrs['task']}_universal-{attrs['name']}_space-{attrs['space']}"
-        )
+        stem = f"sub-{subject}_task-{attrs['task']}_universal-{attrs['name']}"
         for suffix, key in (("stat-r", "score"), ("stat-rnormalised", "score_normalised")):
             write_map(
                 folder / f"{stem}_space-{attrs['space']}_{suffix}_statmap.nii.gz",

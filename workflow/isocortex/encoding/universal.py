@@ -221,7 +221,7 @@ def train_network(
     heads: int = 1,
     frequencies: int = 4,
     epochs: int = 100,
-    patience: int = 10,
+    patience: int = 15,
     batch_size: int = 64,
     voxel_batch: int = 1024,
     learning_rate: float = 0.003,

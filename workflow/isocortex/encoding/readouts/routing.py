@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +56,6 @@ class Routing(Readout):
 
     def __init__(self, shapes, n_voxels, *, generator, regions=None, **options) -> None:
         super().__init__(shapes, n_voxels, generator=generator, regions=regions, **options)
-        self.check()
         size, self.heads = int(self.options["dimension"]), int(self.options["heads"])
         kind = self.options["queries"]
         self.query = "region" if kind == "region" else "voxel"
@@ -99,22 +99,26 @@ class Routing(Readout):
             self.layer_parts.append(part)
         self.weight = nn.Parameter(torch.zeros(len(self.layers), n_voxels, size))
 
-    def check(self) -> None:
-        """Refuse options that don't go together."""
-        options = self.options
+    @classmethod
+    def complete(cls, options, *, key: str = "options") -> dict[str, Any]:
+        """Options over the defaults, refused where values don't go together."""
+        options = super().complete(options, key=key)
         if options["queries"] not in QUERIES:
             raise InputError(
-                f"option 'queries' of readout 'routing' is {options['queries']!r}: write "
+                f"option 'queries' of readout 'routing' in {key} is {options['queries']!r}: write "
                 + ", ".join(QUERIES)
             )
         for option in ("n_queries", "dimension", "heads", "depth", "frequencies"):
             if options[option] < 1:
-                raise InputError(f"option {option!r} of readout 'routing' is below 1: raise it")
+                raise InputError(
+                    f"option {option!r} of readout 'routing' in {key} is below 1: raise it"
+                )
         if options["dimension"] % options["heads"]:
             raise InputError(
-                f"option 'dimension' of readout 'routing' ({options['dimension']}) is no multiple "
-                f"of heads ({options['heads']}): change one"
+                f"option 'dimension' of readout 'routing' in {key} ({options['dimension']}) is no "
+                f"multiple of heads ({options['heads']}): change one"
             )
+        return options
 
     def _attend(self, index: int, layer: str, maps: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What each query brings (n, query, dimension), and the last block's attention.
