@@ -10,11 +10,22 @@ ENTRY_TEXT = {
     "bids": "raw BIDS recordings",
     "derivatives": "preprocessed BIDS derivatives",
     "betas": "response estimates made elsewhere",
+    "timeseries": "time series of continuous tasks, cleaned elsewhere",
     "rdms": "dissimilarity matrices made elsewhere",
 }
 _SKIPPED = {
     "derivatives": ("preprocess",),
     "betas": ("preprocess", "confounds"),
+    "timeseries": (
+        "preprocess",
+        "confounds",
+        "glm",
+        "rdms",
+        "regions",
+        "searchlight",
+        "models",
+        "identification",
+    ),
     "rdms": ("preprocess", "confounds", "glm", "regions", "searchlight", "encoding"),
 }
 _REASONS = {
