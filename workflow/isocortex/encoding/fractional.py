@@ -7,13 +7,14 @@ The same interface as a `RidgePlan`: fractions in the place of penalties.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from isocortex.encoding.ridge import Samples, Targets, decompose
+from isocortex.encoding.ridge import Samples, Targets, decompose, in_parallel
 
 BIG, SMALL, STEP = 1e4, 1e-2, 0.2
 """Grid of penalties, as of fracridge: from the least eigenvalue x SMALL to the largest x BIG, in
@@ -200,12 +201,18 @@ def plan_fractional(
             test_counts,
         )
 
+    tasks = [lambda: axes(found.outer(), found.n_train)]
+    tasks += [
+        functools.partial(lambda number: axes(*found.inner(number)), number)
+        for number in range(len(samples.inner))
+    ]
+    outer, *inner = in_parallel(tasks, found.known.device)
     return FractionalPlan(
         fractions=wanted,
         form=found.form,
         samples=samples,
-        inner_axes=tuple(axes(*found.inner(number)) for number in range(len(samples.inner))),
-        outer=axes(found.outer, found.n_train),
+        inner_axes=tuple(inner),
+        outer=outer,
         test_position=found.test_position,
     )
 

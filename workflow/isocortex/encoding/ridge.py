@@ -19,8 +19,10 @@ rounding:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,6 +45,7 @@ __all__ = [
     "decompose",
     "gram",
     "held_out_loss",
+    "in_parallel",
     "inner_ridge",
     "interpolation",
     "pearson",
@@ -667,8 +670,8 @@ class Decompositions:
         training set's principal axes (primal), whose lengths there are `stretch`.
     train
         Indices of the training rows.
-    outer
-        Decomposition of the training set.
+    values
+        Eigenvalues of the training set (primal).
     test_position
         Shape (test samples,): which of the predicted rows each has.
     n_train
@@ -678,11 +681,25 @@ class Decompositions:
     form: str
     samples: Samples
     known: torch.Tensor
-    stretch: torch.Tensor | None
     train: torch.Tensor
-    outer: _Decomposition
+    test: torch.Tensor
+    counts: torch.Tensor
+    values: torch.Tensor | None
     test_position: torch.Tensor
     n_train: float
+
+    @property
+    def stretch(self) -> torch.Tensor:
+        """Lengths of the training set's principal axes (primal)."""
+        return self.values.sqrt()
+
+    def outer(self) -> _Decomposition:
+        """Decomposition of the training set."""
+        if self.form == "dual":
+            intercept = math.isfinite(self.n_train)
+            return _from_gram(self.known, self.train, self.test, self.counts, intercept)
+        stretch, own = self.stretch, self.known[self.train]
+        return _Decomposition((own / stretch).T, self.known[self.test] * stretch, self.values)
 
     def inner(
         self, number: int, *, moments: bool = False
@@ -731,22 +748,45 @@ def decompose(
         scale = torch.ones_like(centre)
     tests, position = np.unique(samples.row[samples.test], return_inverse=True)
     test = _on(tests, device)
-    stretch = None
+    values = None
     if solver == "dual":
         known = _symmetric_gram(features, centre, scale)
-        outer = _from_gram(known, train, test, counts[train], intercept)
     else:
         known = (features.double() - centre) * scale
         own = known[train]
-        values, vectors = _kept((own.T * counts[train]) @ own, max(own.shape))
+        product = (own.T * counts[train]) @ own
+        ((values, vectors),) = in_parallel([lambda: _kept(product, max(own.shape))], device)
         # Rotated, features have the same ridge solutions; divided by their lengths they are
         # orthonormal, so that rounding of their products with targets is not blown up.
-        known, stretch = known @ vectors, values.sqrt()
-        outer = _Decomposition((known[train] / stretch).T, known[test] * stretch, values)
-    n_train = len(samples.train) if intercept else math.inf
+        known = known @ vectors
     return Decompositions(
-        solver, samples, known, stretch, train, outer, _on(position, device), n_train
+        form=solver,
+        samples=samples,
+        known=known,
+        train=train,
+        test=test,
+        counts=counts[train],
+        values=values,
+        test_position=_on(position, device),
+        n_train=len(samples.train) if intercept else math.inf,
     )
+
+
+def in_parallel(tasks: Sequence[Callable[[], Any]], device: torch.device) -> list[Any]:
+    """Results of tasks; on the CPU each on one of torch's threads, as many at a time as it has.
+
+    An eigendecomposition on several threads waits most of the time, and far longer where other
+    processes use the cores; on one each it also gives the same bits whatever their number.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        return [task() for task in tasks]
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(min(threads, len(tasks))) as pool:
+            return list(pool.map(lambda task: task(), tasks))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def plan_ridge(
@@ -807,24 +847,31 @@ def plan_ridge(
         device=device,
     )
     tolerance = TOLERANCE[dtype] if tolerance is None else tolerance
-    splits = [
-        _plan_split(found, number, list(alphas), dtype=dtype, tolerance=tolerance)
-        for number in range(len(samples.inner))
-    ]
+    numbers = range(len(samples.inner))
+    grid = [float(alpha) for alpha in alphas]
+
+    def hats() -> torch.Tensor:
+        outer = found.outer()
+        return torch.stack([outer.hat(alpha).to(dtype) for alpha in grid])
+
+    def split(number: int) -> _Split:
+        return _plan_split(found, number, grid, dtype=dtype, tolerance=tolerance)
+
+    tasks = [hats, *(functools.partial(split, number) for number in numbers)]
+    made, *splits = in_parallel(tasks, found.known.device)
     basis = None
     if found.form == "primal" and splits:
         own = found.known[found.train]
         basis = torch.cat([own / found.stretch, torch.ones_like(own[:, :1])], 1)
         splits, basis = _sums_or_moments(splits, basis, samples, dtype)
-    hats = torch.stack([found.outer.hat(alpha) for alpha in alphas])
     return RidgePlan(
-        alphas=tuple(float(alpha) for alpha in alphas),
+        alphas=tuple(grid),
         form=found.form,
         samples=samples,
         n_train=found.n_train,
         basis=None if basis is None else basis.to(dtype),
         inner=tuple(splits),
-        hats=hats.to(dtype),
+        hats=made,
         test_position=found.test_position,
     )
 
