@@ -279,7 +279,7 @@ def _stimuli(checked: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, 
         models = checked["features"]["models"].values()
         if all(model.get("source") == "arrays" for model in models):
             return {}
-        raise InputError("config: input.stimuli is missing: the folder of images for the models")
+        raise InputError("config: input.stimuli is missing: the folder of stimuli for the models")
     return bids.find_stimuli(folder)
 
 
