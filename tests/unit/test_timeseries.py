@@ -14,6 +14,7 @@ from isocortex.errors import InputError
 from isocortex.glm import clean_bold, import_timeseries
 from isocortex.glm.timeseries import read_columns, volume_ceiling
 from isocortex.provenance import directory_digest
+from isocortex.study import check_inputs, load_study
 
 SHAPE, TR, N_VOLUMES = (4, 3, 2), 1.5, 90
 AFFINE = np.diag([3.0, 3.0, 3.0, 1.0])
@@ -263,3 +264,95 @@ def test_runs_that_do_not_fit_are_refused(columns, tmp_path):
     (tmp_path / "a.gii").write_text("nothing")
     with pytest.raises(InputError, match="no GIFTI"):
         bids.count_volumes(tmp_path / "a.gii")
+
+
+# The entry to the workflow
+
+
+@pytest.fixture
+def given(tmp_path):
+    """A table of two runs of two subjects, and the config that names it."""
+    rows = ["subject\tfile\trun\ttask\ttr\tevents\tmask"]
+    (tmp_path / "stimuli").mkdir()
+    (tmp_path / "stimuli" / "film.npy").write_bytes(b"")
+    for subject in ("01", "02"):
+        for run in "12":
+            stem = f"sub-{subject}_run-{run}"
+            np.save(tmp_path / f"{stem}.npy", np.zeros((40, 7), np.float32))
+            film(tmp_path / f"{stem}_events.tsv", duration=30)
+            rows.append(f"{subject}\t{stem}.npy\t{run}\tfilm\t1.5\t{stem}_events.tsv\t")
+    table = tmp_path / "timeseries.tsv"
+    table.write_text("\n".join(rows) + "\n")
+    return table, {"study": "s", "input": {"timeseries": str(table)}}
+
+
+def test_given_series_need_no_regions_and_have_no_trials(given):
+    _, config = given
+    study = load_study(config)
+    assert study.entry == "timeseries"
+    assert study.continuous_tasks == ["film"]
+    assert study.trial_tasks == study.measures == []
+    runs = study.subjects["01"].of("film")
+    assert [run.name for run in runs] == ["1", "2"]
+    assert {run.tr for run in runs} == {1.5}
+    check_inputs(study)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("\t1.5\tsub-02_run-1", "\t-1\tsub-02_run-1", "tr of subject 02, run 1 is '-1'"),
+        ("\t1.5\tsub-02_run-1", "\t2 s\tsub-02_run-1", "write seconds, above 0"),
+        ("\t1.5\tsub-02_run-1", "\t2\tsub-02_run-1", "runs 1 and 2 have different tr"),
+        ("sub-02_run-2.npy", "sub-02_run-3.npy", "sub-02_run-3.npy of subject 02 is missing"),
+        ("sub-02_run-2.npy\t2", "sub-02_run-2.npy\t1", "subject 02, run 1 is there twice"),
+        ("sub-02_run-2.npy\t2", "sub-02_run-2.npy\tr-2", "run 'r-2' of subject 02 is no label"),
+        ("sub-02_run-2_events.tsv", "", "subject 02, run 2 has no events"),
+        ("\ttr\t", "\tTR\t", "add tr"),
+        ("sub-02_run-2.npy", "sub-02_run-2_events.tsv", "2 volumes|1 volumes|needs at least 3"),
+    ],
+)  # fmt: skip
+def test_a_wrong_table_is_told_before_any_job(given, old, new, message):
+    table, config = given
+    text = table.read_text()
+    assert old in text
+    table.write_text(text.replace(old, new))
+    with pytest.raises(InputError, match=message):
+        check_inputs(load_study(config))
+
+
+def test_events_after_the_last_volume_are_told_before_any_job(given):
+    table, config = given
+    film(table.parent / "sub-02_run-2_events.tsv", onset=60.0)
+    with pytest.raises(InputError, match=r"events start after the last volume's end \(60 s\)"):
+        check_inputs(load_study(config))
+
+
+def test_continuous_tasks_must_be_there_and_have_runs(given, tmp_path):
+    _, config = given
+    with pytest.raises(InputError, match=r"glm\.continuous_tasks names 'film', and input\.times"):
+        load_study(config | {"glm": {"continuous_tasks": ["film"]}})
+    func = tmp_path / "bids" / "sub-01" / "func"
+    func.mkdir(parents=True)
+    anat = tmp_path / "bids" / "sub-01" / "anat"
+    anat.mkdir()
+    save(anat / "sub-01_T1w.nii.gz", np.ones(SHAPE, np.float32))
+    for task in ("film", "objects"):
+        save(func / f"sub-01_task-{task}_bold.nii.gz", np.ones((*SHAPE, 5), np.float32))
+    atlas = save(tmp_path / "atlas.nii.gz", np.ones(SHAPE, np.int16))
+    (tmp_path / "atlas.tsv").write_text("index\tname\n1\tA\n")
+    raw = {
+        "study": "s",
+        "input": {"bids": str(tmp_path / "bids")},
+        "regions": {"atlas": atlas, "labels": str(tmp_path / "atlas.tsv"),
+                    "space": "MNI152NLin2009aSym"},
+        "rsa": {"measures": ["correlation"]},
+    }  # fmt: skip
+    study = load_study(raw | {"glm": {"continuous_tasks": ["film"]}})
+    assert study.continuous_tasks == ["film"]
+    assert study.trial_tasks == ["objects"]
+    with pytest.raises(InputError, match="names 'flim', which the study has not: did you mean 'f"):
+        load_study(raw | {"glm": {"continuous_tasks": ["flim"]}})
+    chosen = load_study(raw | {"glm": {"continuous_tasks": ["film"]}, "tasks": ["objects"]})
+    assert chosen.continuous_tasks == []
+    assert chosen.trial_tasks == ["objects"]

@@ -148,6 +148,8 @@ def layer_pictures(
         if tested
         else f"{n:,} of {total:,} {noun} reach the display threshold of {limit}"
     )
+    if isinstance(maps.grid, Grid) and maps.grid.space == "none":
+        return [Note(f"{what}, {who}: {passed}. There is no map, because they lie on no grid.")]
     views = _views(maps, slices=slices, anatomy=anatomy, surface=surface)
     several = len(maps.predictors) > 1
     every = predictor_colours(maps.predictors)
