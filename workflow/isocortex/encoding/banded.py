@@ -22,6 +22,7 @@ import torch
 from scipy.linalg import solve_triangular
 
 ROUNDING = 1e-12  # what centring leaves of the squared length of constant features
+SINGLE_CONDITION = 150.0  # largest eigenvalue up to which float32 factors err by rounding alone
 DIRECT_POINTS = 48  # so few points that interpolation would save nothing
 DIRECT_SHARE = 0.6  # where so many points had to be computed the others are, too
 NODE_BATCH = 24  # nodes between two looks at the error of interpolation
@@ -224,19 +225,48 @@ def points_of(candidates: np.ndarray, alphas: Sequence[float]) -> torch.Tensor:
     return (gammas[:, None, :] / grid[None, :, None]).flatten(0, 1)
 
 
-def _factor(split: JointSplit, weights: torch.Tensor) -> torch.Tensor:
-    """Cholesky factor of sum_s weights[s] kernels[s] + I."""
-    spaces, rank, _ = split.kernels.shape
-    system = (weights @ split.kernels.reshape(spaces, -1)).view(rank, rank)
-    system.diagonal().add_(1)
-    return torch.linalg.cholesky(system)
+class _Systems:
+    """Factors of sum_s weights[s] kernels[s] + I, in float32 where that costs no accuracy.
+
+    For targets in float64 everything is float64.
+    """
+
+    def __init__(self, split: JointSplit, dtype: torch.dtype) -> None:
+        spaces = len(split.kernels)
+        self.rank = split.kernels.shape[1]
+        self.flat = [(split.kernels.reshape(spaces, -1), split.across.reshape(spaces, -1))]
+        self.largest = torch.full((spaces,), torch.inf, dtype=torch.float64)
+        if dtype == torch.float32:
+            self.largest = _largest_eigenvalues(split.kernels).cpu()
+            self.flat.append(tuple(part.float() for part in self.flat[0]))
+
+    def _precision(self, weights: torch.Tensor) -> int:
+        used = weights.cpu() > 0
+        return int((weights.cpu() * self.largest)[used].sum() <= SINGLE_CONDITION)
+
+    def factor(self, weights: torch.Tensor) -> torch.Tensor:
+        """Cholesky factor at some weights, shape (spaces,), float64."""
+        flat = self.flat[self._precision(weights)][0]
+        system = (weights.to(flat) @ flat).view(self.rank, self.rank)
+        system.diagonal().add_(1)
+        return torch.linalg.cholesky(system)
+
+    def operator(self, weights: torch.Tensor) -> torch.Tensor:
+        """Turns rotated targets into predictions at these weights, shape (test rows, rank)."""
+        factor = self.factor(weights)
+        across = self.flat[factor.dtype == torch.float32][1]
+        scaled = (weights.to(across) @ across).view(-1, self.rank)
+        return torch.cholesky_solve(scaled.T, factor).T
 
 
-def _operator(split: JointSplit, weights: torch.Tensor) -> torch.Tensor:
-    """Turns rotated targets into predictions at these weights, shape (test rows, rank)."""
-    spaces, rows, rank = split.across.shape
-    across = (weights @ split.across.reshape(spaces, -1)).view(rows, rank)
-    return torch.cholesky_solve(across.T, _factor(split, weights)).T
+def _largest_eigenvalues(kernels: torch.Tensor) -> torch.Tensor:
+    """Largest eigenvalue of each kernel, from below but near, by power iteration."""
+    vectors = torch.ones_like(kernels[:, :, :1])
+    for _ in range(12):
+        vectors = kernels @ vectors
+        lengths = vectors.norm(dim=1, keepdim=True)
+        vectors = vectors / torch.where(lengths > 0, lengths, 1.0)
+    return (kernels @ vectors).norm(dim=1)[:, 0]
 
 
 @dataclass(frozen=True)
@@ -279,14 +309,30 @@ def point_losses(
     torch.Tensor
         Shape (points, targets), of the targets' precision.
     """
-    first = targets[0].offset
-    total = first.new_zeros((len(points), first.shape[1]))
-    for split, held_out in zip(splits, targets, strict=True):
-        for row, weights in zip(total, points.to(split.kernels), strict=True):
-            operator = (_operator(split, weights) * split.root_share[:, None]).to(first)
-            error = torch.addmm(held_out.offset, operator, held_out.rotated, alpha=-1)
-            row += error.square_().sum(0)
-    return total / len(splits)
+    return _Held(splits, targets).losses(points)
+
+
+class _Held:
+    """Inner splits and their targets, ready for losses at any points."""
+
+    def __init__(self, splits: Sequence[JointSplit], targets: Sequence[HeldOut]) -> None:
+        self.splits, self.targets = splits, targets
+        self.systems = [_Systems(split, targets[0].offset.dtype) for split in splits]
+
+    def losses(self, points: torch.Tensor) -> torch.Tensor:
+        """See `point_losses`."""
+        like = self.targets[0].offset
+        total = like.new_zeros((len(points), like.shape[1]))
+        error = torch.empty_like(like)
+        for split, systems, held_out in zip(self.splits, self.systems, self.targets, strict=True):
+            share = split.root_share.to(like)[:, None]
+            if error.shape != held_out.offset.shape:
+                error = torch.empty_like(held_out.offset)
+            for row, weights in zip(total, points, strict=True):
+                operator = systems.operator(weights).to(like) * share
+                torch.addmm(held_out.offset, operator, held_out.rotated, alpha=-1, out=error)
+                row += error.square_().sum(0)
+        return total / len(self.splits)
 
 
 @dataclass
@@ -426,8 +472,9 @@ def search_weights(
         tolerance = 2e-6 if single else 1e-10
     null = sum(held_out.offset.square().sum(0) for held_out in targets) / len(targets)
     scale = torch.where(null > 0, null, 1.0)
+    held = _Held(splits, targets)
     if len(points) <= DIRECT_POINTS or not tolerance:
-        loss = point_losses(splits, targets, points)
+        loss = held.losses(points)
         best = loss.min(0)
         return Choice(best.indices, best.values, len(points), 0.0)
     made = Interpolation.of(splits[0], points) if interpolation is None else interpolation.copy()
@@ -442,7 +489,7 @@ def search_weights(
         interpolated = bool(fresh) and before < DIRECT_SHARE * len(points)
         if not interpolated:
             fresh = np.flatnonzero(rest).tolist()
-        losses = point_losses(splits, targets, points[fresh]) / scale
+        losses = held.losses(points[fresh]) / scale
         if weights_before is not None and interpolated:
             seen = (weights_before.foretell(fresh, known) - losses).abs().amax(1).cpu().numpy()
             factor = float((seen / spread[fresh]).max())
@@ -496,6 +543,7 @@ def predict_spaces(
     """
     rotated = split.rotation.to(train) @ train
     weights = log_weights.double().exp().to(split.kernels.device)
+    systems = _Systems(split, rotated.dtype)
     distinct, member = torch.unique(weights, dim=1, return_inverse=True)
     spaces, rows, _ = split.across.shape
     parts = rotated.new_empty((spaces, rows, rotated.shape[1]))
@@ -503,7 +551,8 @@ def predict_spaces(
     order = torch.argsort(member, stable=True)
     groups = torch.split(order, torch.bincount(member, minlength=distinct.shape[1]).tolist())
     for weight, group in zip(distinct.T, groups, strict=True):
-        coefficients = torch.cholesky_solve(rotated[:, group].double(), _factor(split, weight))
+        factor = systems.factor(weight)
+        coefficients = torch.cholesky_solve(rotated[:, group].to(factor), factor)
         scaled = across * weight.to(across)[:, None, None]
         parts[:, :, group] = scaled @ coefficients.to(rotated)
     return parts
