@@ -78,6 +78,9 @@ def test_a_stream_has_the_bytes_of_one_write(tmp_path, small_shards, batch):
     parts = stream.finish()
     assert json.loads(whole.read_text()) == json.loads(parts.read_text())
     assert store.verify(tmp_path / "parts.zarr")
+    for layer, part in values.items():
+        stored = store.open(tmp_path / "parts.zarr", "features", group=layer)
+        np.testing.assert_array_equal(stored["activation"].values, part)
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [
         "parts.zarr",
         "whole.zarr",

@@ -78,16 +78,29 @@ def file_digest(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def directory_digest(path: str | Path, *, leave_out: Sequence[str] = ()) -> str:
-    """Return one SHA-256 over the names and bytes of all files below a folder."""
+def directory_digest(
+    path: str | Path, *, leave_out: Sequence[str] = (), known: Mapping[str, bytes] | None = None
+) -> str:
+    """Return one SHA-256 over the names and bytes of all files below a folder.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    leave_out
+        Files that do not count.
+    known
+        SHA-256 of files that need not be read for it.
+    """
     root = Path(path)
+    known = known or {}
     digest = hashlib.sha256()
     for file in sorted(p for p in root.rglob("*") if p.is_file()):
         name = file.relative_to(root).as_posix()
         if name in leave_out or file.name == ".snakemake_timestamp":
             continue
         digest.update(name.encode() + b"\0")
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
+        digest.update(known.get(name) or hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
 
 

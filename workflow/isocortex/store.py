@@ -6,6 +6,7 @@ there whole or not at all; its manifest, ``<same name>.json``, holds the digest 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import warnings
@@ -1014,7 +1015,13 @@ def _write_parts(
 
 
 def _put_in_place(
-    temporary: Path, path: Path, spec: str, *, sources: Sequence[str | Path], code: str
+    temporary: Path,
+    path: Path,
+    spec: str,
+    *,
+    sources: Sequence[str | Path],
+    code: str,
+    known: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Consolidate what was written, give it its name and write its manifest."""
     import zarr
@@ -1023,7 +1030,7 @@ def _put_in_place(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         zarr.consolidate_metadata(temporary)
-    digest = provenance.directory_digest(temporary)
+    digest = provenance.directory_digest(temporary, known=known)
     provenance.replace_with(temporary, path)
     provenance.write_provenance(manifest, sources=sources, code=code)
     provenance.write_json(
@@ -1065,6 +1072,7 @@ class Stream:
         self.rows = 0
         self.notes: dict[str, Any] = {}
         self._arrays: dict[str, Any] = {}
+        self._digests: dict[str, bytes] = {}
         self._waiting: set[Path] = set()
         state = self._state()
         if state is None:
@@ -1161,7 +1169,7 @@ class Stream:
             stop = min(end, last)
             part = rows[at - self.rows : stop - self.rows]
             if at == start and stop == end:
-                array[start:end] = part
+                self._write_shard(group, start // shard, part)
             else:
                 file = self.folder / f"{place}-{start}-{end}.rows"
                 with file.open("r+b" if file in self._waiting else "wb") as stream:
@@ -1170,10 +1178,44 @@ class Stream:
                 self._waiting.add(file)
                 if stop == end:
                     waited = np.fromfile(file, dtype=array.dtype)
-                    array[start:end] = waited.reshape(end - start, *array.shape[1:])
+                    waited = waited.reshape(end - start, *array.shape[1:])
+                    self._write_shard(group, start // shard, waited)
                     over.add(file)
             at = stop
         return over
+
+    def _write_shard(self, group: str, number: int, rows: np.ndarray) -> None:
+        """Write one shard, or one chunk where there are no shards.
+
+        Rows that are not compressed have their own bytes in the file. zarr would copy them
+        several times; it writes those shards only that may have chunks to leave out.
+        """
+        array = self._arrays[group]
+        chunk = array.chunks[0]
+        shard = (array.shards or array.chunks)[0]
+        blocks = [rows[first : first + chunk] for first in range(0, len(rows), chunk)]
+        empty = any(np.isnan(block.flat[0]) or not block.any() for block in blocks)
+        if SPECS[self.spec].compressed or empty:
+            array[number * shard : number * shard + len(rows)] = rows
+            return
+        parts: list[Any] = [np.ascontiguousarray(rows, dtype="<f4")]
+        if missing := len(blocks) * chunk - len(rows):
+            parts.append(np.full((missing, *array.shape[1:]), array.fill_value, dtype="<f4"))
+        if array.shards is not None:
+            parts.append(_shard_index(len(blocks), shard // chunk, parts[0][:1].nbytes * chunk))
+        place = "/".join([group, self._names[group], "c", str(number)] + ["0"] * (array.ndim - 1))
+        file = self._content / place
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f"{file.name}.partial")
+        digest = hashlib.sha256()
+        with temporary.open("wb", buffering=0) as stream:
+            for part in parts:
+                view = memoryview(part).cast("B")
+                digest.update(view)
+                while len(view):
+                    view = view[stream.write(view) :]
+        temporary.replace(file)
+        self._digests[place] = digest.digest()
 
     def finish(self, *, sources: Sequence[str | Path] = (), code: str = "") -> Path:
         """Put the store in its place, see `write`; the hidden folder is removed."""
@@ -1182,7 +1224,9 @@ class Stream:
                 raise ValueError(f"{self.path}: {self.rows} of {array.shape[0]} rows of {group}")
         manifest = self.path.with_suffix(".json")
         manifest.unlink(missing_ok=True)
-        _put_in_place(self._content, self.path, self.spec, sources=sources, code=code)
+        _put_in_place(
+            self._content, self.path, self.spec, sources=sources, code=code, known=self._digests
+        )
         self.discard()
         return manifest
 
@@ -1190,7 +1234,25 @@ class Stream:
         """Remove the hidden folder and all rows in it."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.rows, self.notes = 0, {}
-        self._arrays, self._waiting = {}, set()
+        self._arrays, self._digests, self._waiting = {}, {}, set()
+
+
+def _shard_index(filled: int, chunks: int, size: int) -> np.ndarray:
+    """Return the bytes at a shard's end: place and size of each chunk, and their CRC-32C.
+
+    As the specification of Zarr 3 (codec ``sharding_indexed``) says; chunks that are not there
+    have all bits set.
+    """
+    index = np.full((chunks, 2), np.iinfo(np.uint64).max, dtype="<u8")
+    index[:filled, 0] = np.arange(filled) * size
+    index[:filled, 1] = size
+    check = 0xFFFFFFFF
+    for byte in index.tobytes():
+        check ^= byte
+        for _ in range(8):
+            check = (check >> 1) ^ (0x82F63B78 if check & 1 else 0)
+    end = (check ^ 0xFFFFFFFF).to_bytes(4, "little")
+    return np.frombuffer(index.tobytes() + end, np.uint8)
 
 
 def _plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
