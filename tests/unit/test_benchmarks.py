@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import __main__ as program
 from benchmarks.measure import Disagreement, largest_difference, side_by_side
@@ -29,10 +30,28 @@ def test_a_figure_is_one_json_line(figure, capsys):
     assert found["ratio"] == pytest.approx(found["peer_s"] / found["ours_s"], rel=1e-2)
 
 
+@pytest.mark.parametrize("figure", ["ridge-cv-primal", "ridge-cv-dual", "banded-ridge"])
+def test_ridge_figures_give_their_share_of_the_products_rate(figure, capsys):
+    assert program.main([figure, "--small"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == [*KEYS[:-1], "matmul_share", "matmul_tflop_s", "note"]
+    assert found["peer"].startswith("himalaya")
+    assert found["max_abs_diff"] < 1e-4
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_a_gpu_that_is_not_there_is_one_line(capsys):
+    assert program.main(["ridge-cv-dual", "--small", "--device", "cuda"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert "cuda in --device" in line
+
+
 def test_every_figure_has_its_module():
     for figure in program.FIGURES:
         text = (ROOT / "benchmarks" / f"{figure.replace('-', '_')}.py").read_text()
-        assert "def run(*, small: bool = False)" in text
+        assert "def run(*, small: bool = False" in text
 
 
 def test_an_unknown_figure_is_one_line():
