@@ -355,18 +355,21 @@ def test_choice_of_penalty_never_sees_the_test_trials():
 # --- the stage --------------------------------------------------------------------------------
 
 
-def write_betas(path, responses, stimuli, runs, *, subject="01", ncsnr=None, space="MNI"):
+def write_betas(
+    path, responses, stimuli, runs, *, subject="01", ncsnr=None, space="MNI", conditions=None
+):
     """A betas store; whatever the spec wants beyond these is filled with zeros."""
     n_trials, n_voxels = responses.shape
-    shape = [n_voxels, 2, 2]
+    shape = [min(n_voxels, 1000), 2, max(2, -(-n_voxels // 1000))]
     given = {
         "beta": np.asarray(responses, np.float32),
         "ncsnr": np.full(n_voxels, 1, np.float32) if ncsnr is None else ncsnr.astype(np.float32),
         "stimulus": np.array(stimuli, dtype=object),
         "run": np.array(runs, dtype=object),
-        "i": np.arange(n_voxels, dtype=np.int32),
+        "condition": np.array(conditions or ["x"] * n_trials, dtype=object),
+        "i": np.arange(n_voxels, dtype=np.int32) % 1000,
         "j": np.ones(n_voxels, np.int32),
-        "k": np.zeros(n_voxels, np.int32),
+        "k": np.arange(n_voxels, dtype=np.int32) // 1000,
     }
     sizes = {"trial": n_trials, "voxel": n_voxels}
     arrays = {}

@@ -1,5 +1,6 @@
 """Prediction of single-trial responses from model features, per voxel and over subjects."""
 
+from isocortex.encoding.agreement import stimulus_agreement
 from isocortex.encoding.fit import cross_validated_scores, fit_encoding, fit_layers
 from isocortex.encoding.folds import CrossValidation, cross_validation_folds
 from isocortex.encoding.ridge import (
@@ -34,5 +35,6 @@ __all__ = [
     "ridge_from_features",
     "ridge_from_gram",
     "standardisation",
+    "stimulus_agreement",
     "summarise_encoding",
 ]
