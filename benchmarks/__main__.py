@@ -26,6 +26,7 @@ FIGURES = (
     "agtdm",
     "ridge-cv-primal",
     "ridge-cv-dual",
+    "banded-ridge",
     "features-throughput",
     "features-memory",
     "lsa",
