@@ -11,8 +11,8 @@ from benchmarks.ridge_cv import ridge_figure
 
 
 def run(*, small: bool = False, device: str = "cpu") -> dict[str, Any]:
-    """2,000 rows, 20,000 features, 10,000 targets, 13 penalties, 5 folds, float32."""
-    size = {"rows": 2000, "features": 20_000, "targets": 10_000, "tests": 200}
+    """2,000 rows, 20,000 features, 20,000 targets, 13 penalties, 5 folds, float32."""
+    size = {"rows": 2000, "features": 20_000, "targets": 20_000, "tests": 200}
     if small:
         size = {"rows": 60, "features": 200, "targets": 30, "tests": 20}
 

@@ -30,6 +30,7 @@ import numpy as np
 import scipy.linalg
 import torch
 
+from isocortex.device import halving, memory_batch
 from isocortex.encoding.folds import CrossValidation, Fold
 from isocortex.encoding.scores import pearson
 
@@ -62,6 +63,7 @@ FEATURE_BLOCK = 16384
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-14}
 """Root mean square error of an interpolated prediction, for targets of variance one."""
 
+MOST_TARGETS = 4096  # worked on together: more are no faster
 LOSS_ELEMENTS = 1 << 22  # residuals of some targets at all nodes: what a processor's cache holds
 
 
@@ -539,6 +541,17 @@ class RidgePlan:
         parts += [] if self.basis is None else [self.basis]
         return sum(part.numel() * part.element_size() for part in parts)
 
+    @property
+    def target_bytes(self) -> float:
+        """Memory that one target takes in `losses` and `predict`, copies and products included."""
+        size = self.hats.element_size()
+        samples = len(self.samples.row) + len(self.alphas)
+        samples += 3 * sum(len(train) + len(test) for train, test in self.samples.inner)
+        samples += 3 * len(self.samples.train) + 3 * self.hats.shape[1]
+        if self.basis is not None:
+            samples += 2 * len(self.inner) * self.basis.shape[1]
+        return float(samples * size)
+
     def flop(self, n_targets: int) -> float:
         """Floating-point operations that `losses` and `predict` do for so many targets."""
         products = self.hats[0].numel()
@@ -1010,7 +1023,7 @@ def ridge_cv(
     alpha_per: str | np.ndarray = "voxel",
     standardise: bool = False,
     intercept: bool = True,
-    voxel_batch: int = 4096,
+    voxel_batch: int | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> RidgeFit:
@@ -1022,7 +1035,7 @@ def ridge_cv(
         Shape (rows, features).
     targets
         Shape (samples, targets), or a function that gives targets first to last of them, which
-        needs `n_targets`: only `voxel_batch` of them are held at a time.
+        needs `n_targets`: only a batch of them is held at a time.
     folds
         Pairs of indices of samples, train and test: the penalty is that of the least squared
         error of the test samples, mean over them, then over folds.
@@ -1040,7 +1053,8 @@ def ridge_cv(
     standardise, intercept
         See `plan_ridge`.
     voxel_batch
-        Targets that are worked on together.
+        Targets that are worked on together, fewer where memory runs out; None: as many as half
+        of the free memory holds, 4096 at most.
     device, dtype
         Where and in which precision the targets' share of the work is done.
 
@@ -1094,10 +1108,6 @@ def ridge_cv(
         prediction = np.empty(
             (len(test_rows), n_targets), torch.empty(0, dtype=dtype).numpy().dtype
         )
-    blocks = [
-        slice(first, min(first + voxel_batch, n_targets))
-        for first in range(0, n_targets, voxel_batch)
-    ]
 
     def block_of(part: slice) -> Targets:
         block = whole[:, part] if given is None else torch.as_tensor(given(part.start, part.stop))
@@ -1113,18 +1123,28 @@ def ridge_cv(
         if prediction is not None:
             prediction[:, part] = plan.predict(block, chosen).cpu().numpy()
 
-    kept = []
-    for part in blocks:
+    if voxel_batch is None:
+        voxel_batch = memory_batch(plan.target_bytes, device=device, most=MOST_TARGETS, least=64)
+
+    def batches(work: Callable[[slice], Any]) -> list[Any]:
+        found = halving(
+            lambda first, last: work(slice(first, last)),
+            n_targets,
+            batch=voxel_batch,
+            what="targets",
+        )
+        return [result for *_, result in found]
+
+    def own_penalty(part: slice) -> None:
         block = block_of(part)
-        losses = plan.losses(block)
-        if labels is None:
-            finish(part, block, choose_penalty(losses))
-        else:
-            kept.append(losses.cpu())
-    if labels is not None:
-        chosen = choose_penalty(torch.cat(kept, 1), labels=labels, usable=usable)
-        for part in blocks:
-            finish(part, block_of(part), chosen[part].to(device))
+        finish(part, block, choose_penalty(plan.losses(block)))
+
+    if labels is None:
+        batches(own_penalty)
+    else:
+        losses = torch.cat(batches(lambda part: plan.losses(block_of(part)).cpu()), 1)
+        chosen = choose_penalty(losses, labels=labels, usable=usable).to(device)
+        batches(lambda part: finish(part, block_of(part), chosen[part]))
     if prediction is not None:
         prediction[:, ~usable] = np.nan
     grid = np.append(np.asarray(alphas, float), np.nan)
