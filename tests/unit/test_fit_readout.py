@@ -119,6 +119,20 @@ def test_shuffled_responses_score_around_zero(tmp_path, study):
         assert result["r2"].values.mean() < 0
 
 
+def test_large_maps_are_read_from_disk(tmp_path, study, monkeypatch):
+    _, betas, features, _ = study
+    more = {"epochs": 2, "folds": 1}
+    whole = fit(tmp_path, betas, features, name="whole", **more)
+    monkeypatch.setattr(module, "RESIDENT_BYTES", 1000)
+    seen = []
+    real = np.load
+    monkeypatch.setattr(module.np, "load", lambda *a, **k: seen.append(a) or real(*a, **k))
+    parts = fit(tmp_path, betas, features, name="parts", **more)
+    assert len(seen) == 2
+    np.testing.assert_array_equal(whole["score"], parts["score"])
+    assert not (tmp_path / ".parts.checkpoints").exists()
+
+
 def test_interrupted_job_gives_the_same_store(tmp_path, study, monkeypatch):
     _, betas, features, _ = study
     more = {"epochs": 6, "voxel_batch": 7}

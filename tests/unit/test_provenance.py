@@ -30,7 +30,7 @@ STAGES = {
         "combine_surface_searchlights",
     ),
     "topology": ("identify_regions", "compare_topology"),
-    "encoding": ("fit_encoding", "summarise_encoding"),
+    "encoding": ("fit_encoding", "fit_readout", "summarise_encoding"),
     "report": ("report_subject", "report_study"),
 }
 MAY_IMPORT = {"topology": {"rsa"}, "searchlight": {"rsa"}}

@@ -16,7 +16,7 @@ import xarray as xr
 
 from isocortex import bids, provenance, store
 from isocortex.device import deterministic, select_device
-from isocortex.encoding.design import Responses, centre, design_of, open_responses
+from isocortex.encoding.design import Design, Responses, centre, design_of, open_responses
 from isocortex.encoding.folds import CrossValidation, Fold
 from isocortex.encoding.maps import regions_of_voxels, write_maps
 from isocortex.encoding.readouts import KINDS, FeatureMaps, Readout, Trained, train
@@ -26,6 +26,7 @@ from isocortex.errors import InputError
 logger = logging.getLogger(__name__)
 
 VALIDATION_SHARE = 0.2  # of the stimuli, where no inner split of the folds keeps stimuli apart
+RESIDENT_BYTES = 512 << 20  # feature maps of a layer up to this size are kept in memory
 SCORE_BLOCK = 4096  # voxels that are scored at a time
 FIELD = ("x", "y", "size", "shift")
 
@@ -160,7 +161,7 @@ def fit_readout(
     trained: list[Trained] = []
     scores = []
     with deterministic(threads):
-        loaded = {layer: design.load_maps(layer) for layer in used}
+        loaded = _load_maps(design, states)
         for place, number in enumerate(numbers):
             one, score = _fit_fold(
                 of,
@@ -287,6 +288,20 @@ def readable_layers(
             f"encoding.{section}.{name} needs: extract layers with maps, without pooling"
         )
     return tuple(found)
+
+
+def _load_maps(design: Design, scratch: Path) -> dict[str, np.ndarray]:
+    """Maps of all layers; large ones in a file of the scratch folder, read as they are needed."""
+    loaded = {}
+    for number, layer in enumerate(design.layers):
+        values = np.ascontiguousarray(design.load_maps(layer), dtype=np.float32)
+        if values.nbytes > RESIDENT_BYTES:
+            scratch.mkdir(parents=True, exist_ok=True)
+            path = scratch / f"layer-{number}.npy"
+            np.save(path, values)
+            values = np.load(path, mmap_mode="c")  # writeable, as torch wants it; never written
+        loaded[layer] = values
+    return loaded
 
 
 def _fit_fold(
