@@ -5,9 +5,12 @@ import pytest
 import scipy.stats
 from scipy.signal import lfilter
 
-from isocortex import encoding
+from isocortex import encoding, store
 from isocortex.encoding.permutation import PermutationTest, permute_blocks, permute_stimuli
 from isocortex.multiple_tests import correct_p
+
+from .test_volumes import write_features as write_volume_features
+from .test_volumes import write_series
 
 
 def repeated(n_stimuli, n_runs, seed=0, folds=3):
@@ -208,3 +211,37 @@ def test_power_at_an_effect():
     assert (found.test.p_fwe[0, 60:] <= 0.05).sum() == 0
     assert np.isnan(found.test.p[:, [70, 80]]).all()
     assert np.nanmin(found.test.p) == 1 / 200  # never 0
+
+
+def test_volumes_through_the_stage(tmp_path):
+    """Blocks of seconds: the layer that drives the voxels is found, the other is not."""
+    rng = np.random.default_rng(11)
+    films = ("a", "b", "c")
+    layers = {name: rng.standard_normal((3 * 120, 3)) for name in ("drives", "other")}
+    features = write_volume_features(tmp_path / "f.zarr", layers, films=films)
+    weights = rng.standard_normal((3, 12))
+    runs, events = [], []
+    for number in range(3):
+        drive = layers["drives"][number * 120 : (number + 1) * 120].reshape(60, 2, 3).mean(1)
+        bold = rng.standard_normal((60, 12))
+        bold[2:] += drive[:-2] @ weights  # 4 s later
+        runs.append(bold)
+        events.append([(0, 120, films[number])])
+    series = write_series(tmp_path, runs, events)
+    options = {"over": "run", "new_stimuli": True}
+    for block in (None, 20.0):
+        encoding.fit_encoding(
+            responses=series,
+            features=features,
+            out=tmp_path / "e.zarr",
+            maps=tmp_path / "maps",
+            alphas=[1.0, 10.0],
+            cross_validation=options,
+            delays=[2, 4, 6],
+            permutations=39,
+            permutation_block=block,
+        )
+        result = store.open(tmp_path / "e.zarr", "encoding")
+        assert (result["p_fwe"].values[0] <= 0.05).mean() > 0.9
+        assert (result["p_fwe"].values[1] <= 0.05).sum() <= 1
+        assert result.attrs["kind"] == "volumes"
