@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -1042,9 +1043,10 @@ def _put_in_place(
 class Stream:
     """A store of groups that is written a few rows at a time.
 
-    The bytes are those that `write` gives. They lie in a hidden folder beside the store until
-    `finish`, with all rows that were appended: a stream of the same key goes on behind them, also
-    after its process was killed. Rows that do not fill a shard wait in plain files.
+    The bytes are those that `write` gives, of finite values. They lie in a hidden folder beside
+    the store until `finish`, with all rows that were appended: a stream of the same key goes on
+    behind them, also after its process was killed. Rows that do not fill a shard wait in files of
+    their own.
 
     Parameters
     ----------
@@ -1073,6 +1075,7 @@ class Stream:
         self.notes: dict[str, Any] = {}
         self._arrays: dict[str, Any] = {}
         self._digests: dict[str, bytes] = {}
+        self._digests_of_waiting: dict[Path, Any] = {}
         self._waiting: set[Path] = set()
         state = self._state()
         if state is None:
@@ -1161,6 +1164,9 @@ class Stream:
         total, shard = array.shape[0], (array.shards or array.chunks)[0]
         if rows.shape[1:] != array.shape[1:] or self.rows + len(rows) > total:
             raise ValueError(f"{self.path}: rows {rows.shape} of {group} for {array.shape}")
+        rows = np.ascontiguousarray(rows, dtype=array.dtype)
+        plain = not SPECS[self.spec].compressed and bool(np.isnan(array.fill_value))
+        size = array.dtype.itemsize * int(np.prod(array.shape[1:]))
         over = set()
         at, last = self.rows, self.rows + len(rows)
         while at < last:
@@ -1168,54 +1174,65 @@ class Stream:
             end = min(start + shard, total)
             stop = min(end, last)
             part = rows[at - self.rows : stop - self.rows]
-            if at == start and stop == end:
-                self._write_shard(group, start // shard, part)
-            else:
-                file = self.folder / f"{place}-{start}-{end}.rows"
-                with file.open("r+b" if file in self._waiting else "wb") as stream:
-                    stream.seek((at - start) * array.dtype.itemsize * int(np.prod(array.shape[1:])))
-                    np.ascontiguousarray(part, dtype=array.dtype).tofile(stream)
-                self._waiting.add(file)
-                if stop == end:
+            if at == start and stop == end and not plain:
+                array[start:end] = part
+                at = stop
+                continue
+            file = self.folder / f"{place}-{start}-{end}.rows"
+            whole = self._digests_of_waiting.get(file) if at > start else hashlib.sha256()
+            parts = [part]
+            if plain and stop == end:
+                parts += self._shard_end(array, end - start)
+            with file.open("r+b" if file in self._waiting else "wb", buffering=0) as stream:
+                stream.seek((at - start) * size)
+                for values in parts:
+                    view = memoryview(values).cast("B")
+                    if whole:
+                        whole.update(view)
+                    while len(view):
+                        view = view[stream.write(view) :]
+            self._waiting.add(file)
+            if whole:
+                self._digests_of_waiting[file] = whole
+            if stop == end:
+                over.add(file)
+                if plain:
+                    self._put_shard(file, group, start // shard)
+                else:
                     waited = np.fromfile(file, dtype=array.dtype)
-                    waited = waited.reshape(end - start, *array.shape[1:])
-                    self._write_shard(group, start // shard, waited)
-                    over.add(file)
+                    array[start:end] = waited.reshape(end - start, *array.shape[1:])
             at = stop
         return over
 
-    def _write_shard(self, group: str, number: int, rows: np.ndarray) -> None:
-        """Write one shard, or one chunk where there are no shards.
+    @staticmethod
+    def _shard_end(array: Any, rows: int) -> list[np.ndarray]:
+        """Return what follows the rows in a shard's file: empty rows of its last chunk, its index.
 
-        Rows that are not compressed have their own bytes in the file. zarr would copy them
-        several times; it writes those shards only that may have chunks to leave out.
+        Rows that are not compressed have their own bytes in the file, so that they are written
+        where they belong; zarr would copy them several times.
         """
-        array = self._arrays[group]
         chunk = array.chunks[0]
-        shard = (array.shards or array.chunks)[0]
-        blocks = [rows[first : first + chunk] for first in range(0, len(rows), chunk)]
-        empty = any(np.isnan(block.flat[0]) or not block.any() for block in blocks)
-        if SPECS[self.spec].compressed or empty:
-            array[number * shard : number * shard + len(rows)] = rows
-            return
-        parts: list[Any] = [np.ascontiguousarray(rows, dtype="<f4")]
-        if missing := len(blocks) * chunk - len(rows):
-            parts.append(np.full((missing, *array.shape[1:]), array.fill_value, dtype="<f4"))
+        filled = -(-rows // chunk)
+        empty = (filled * chunk - rows, *array.shape[1:])
+        end = [np.full(empty, array.fill_value, dtype=array.dtype)] if empty[0] else []
         if array.shards is not None:
-            parts.append(_shard_index(len(blocks), shard // chunk, parts[0][:1].nbytes * chunk))
-        place = "/".join([group, self._names[group], "c", str(number)] + ["0"] * (array.ndim - 1))
-        file = self._content / place
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f"{file.name}.partial")
-        digest = hashlib.sha256()
-        with temporary.open("wb", buffering=0) as stream:
-            for part in parts:
-                view = memoryview(part).cast("B")
-                digest.update(view)
-                while len(view):
-                    view = view[stream.write(view) :]
-        temporary.replace(file)
-        self._digests[place] = digest.digest()
+            size = array.dtype.itemsize * int(np.prod(array.chunks))
+            end.append(_shard_index(filled, array.shards[0] // chunk, size))
+        return end
+
+    def _put_shard(self, file: Path, group: str, number: int) -> None:
+        """Give a finished file its name in the store too: until its rows count, it waits on."""
+        zeros = ["0"] * (self._arrays[group].ndim - 1)
+        name = "/".join([group, self._names[group], "c", str(number), *zeros])
+        target = self._content / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        try:
+            os.link(file, target)
+        except OSError:  # a file system without links
+            shutil.copyfile(file, target)
+        if whole := self._digests_of_waiting.pop(file, None):
+            self._digests[name] = whole.digest()
 
     def finish(self, *, sources: Sequence[str | Path] = (), code: str = "") -> Path:
         """Put the store in its place, see `write`; the hidden folder is removed."""
@@ -1234,7 +1251,8 @@ class Stream:
         """Remove the hidden folder and all rows in it."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.rows, self.notes = 0, {}
-        self._arrays, self._digests, self._waiting = {}, {}, set()
+        self._arrays, self._waiting = {}, set()
+        self._digests, self._digests_of_waiting = {}, {}
 
 
 def _shard_index(filled: int, chunks: int, size: int) -> np.ndarray:
