@@ -126,9 +126,7 @@ def prepare_szinte(data: Path, folder: Path) -> None:
     timing = {"FrameRate": 1 / SZINTE_TR, "Black": 0, "White": 9}
     (folder / "stimuli" / "bars.json").write_text(json.dumps(timing))
     length = len(frames) * SZINTE_TR
-    (folder / "events.tsv").write_text(
-        f"onset\tduration\tstim_file\n0\t{length:.6f}\tbars.npy\n"
-    )
+    (folder / "events.tsv").write_text(f"onset\tduration\tstim_file\n0\t{length:.6f}\tbars.npy\n")
     series = source / "mask-v1_bold.tsv.gz"
     (folder / "timeseries.tsv").write_text(
         "subject\tfile\trun\ttask\ttr\tevents\n"

@@ -10,7 +10,7 @@ import pytest
 
 from isocortex import store
 from isocortex.errors import InputError
-from isocortex.glm import fit_glm, import_betas
+from isocortex.glm import clean_bold, fit_glm, import_betas
 from isocortex.provenance import directory_digest
 
 SHAPE = (5, 4, 3)
@@ -273,10 +273,12 @@ def test_bad_input_is_one_clear_line(study, damage, options, message):
 def test_schema_and_signature_agree(root):
     schema = json.loads((root / "workflow/schemas/config/glm.json").read_text())["properties"]
     parameters = inspect.signature(fit_glm).parameters
+    cleaning = inspect.signature(clean_bold).parameters
     for name, entry in schema.items():
-        default = parameters[name].default
-        if name == "space":
+        if name in ("space", "continuous_tasks"):  # has no default; chooses the function
             continue
+        default = parameters[name].default
+        assert name not in cleaning or cleaning[name].default == default
         assert entry["default"] == (list(default) if isinstance(default, tuple) else default)
     with pytest.raises(TypeError):
         fit_glm(hrff="glover")
