@@ -14,6 +14,7 @@ from isocortex import store
 from isocortex.encoding.fit_joint import fit_joint, joint_scores, scaled_space
 from isocortex.encoding.folds import cross_validation_folds
 from isocortex.errors import InputError
+from isocortex.study import load_study
 
 ALPHAS = np.geomspace(0.01, 100, 6).tolist()
 CV = {"over": "run", "new_stimuli": True, "stimulus_folds": 3, "run_folds": 2}
@@ -253,3 +254,35 @@ def test_bad_choices_are_named(stores):
         run_joint(stores, {"net": "net"})
     with pytest.raises(InputError, match="write one of banded, stacking"):
         run_joint(stores, {"net": "net", "words": "words"}, method="bagging")
+
+
+# --- before any job --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spaces", "text"),
+    [
+        ({"a": "net/conv1", "b": "gabr"}, "b is 'gabr'.*did you mean 'gabor'"),
+        ({"a": "net/conv9", "b": "gabor"}, "a is 'net/conv9'.*has conv1, conv2: did you mean"),
+        ({"a": "gabor", "b": "gabor"}, "b is 'gabor', as is a: remove one"),
+        ({"a": "gabor"}, r"encoding\.joint\.all\.spaces"),
+    ],
+)
+def test_spaces_are_checked_before_any_job(tmp_path, spaces, text):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).touch()
+    models = {
+        "net": {"architecture": "convnet", "layers": ["conv1", "conv2"]},
+        "gabor": {"architecture": "gabor"},
+    }
+    given = {
+        "study": "s",
+        "input": {"stimuli": str(tmp_path)},
+        "features": {"models": models},
+        "encoding": {"joint": {"all": {"spaces": {"one": "net", "two": "gabor"}}}},
+    }
+    joint = load_study(given).config["encoding"]["joint"]["all"]
+    assert (joint["method"], joint["candidates"], joint["unique"]) == ("banded", 100, True)
+    given["encoding"] = {"joint": {"all": {"spaces": spaces}}}
+    with pytest.raises(InputError, match=text):
+        load_study(given)

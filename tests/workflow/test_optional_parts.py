@@ -17,3 +17,15 @@ def test_topological_parts_run_where_they_are_asked_for(tmp_path, run):
     assert "rule identify_regions:" in done.stdout
     for rule in OPTIONAL:
         assert (f"rule {rule}:" in done.stdout) == run
+
+
+def test_joint_models_are_jobs_of_each_subject(tmp_path):
+    config = tiny.make(tmp_path)
+    config["features"]["models"]["gabor"] = {"architecture": "gabor"}
+    spaces = {"early": "gabor", "raw": "pixels"}
+    config["encoding"] = {"joint": {"both": {"spaces": spaces, "candidates": 7}}}
+    tiny.write_config(tmp_path, config)
+    done = tiny.snakemake(tmp_path, "--dry-run", "encoding")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("rule fit_joint:") == 2
+    assert "sub-01_task-objects_joint-both.zarr" in done.stdout
