@@ -6,7 +6,7 @@ import torch
 from fracridge import fracridge
 
 from isocortex.encoding.folds import cross_validation_folds
-from isocortex.encoding.fractional import plan_fractional
+from isocortex.encoding.fractional import FractionalPlan, plan_fractional
 from isocortex.encoding.ridge import Samples, Targets, choose_penalty
 
 FRACTIONS = [0.1, 0.2, 0.35, 0.5, 0.8, 1.0]
@@ -151,6 +151,30 @@ def test_constant_targets_and_features_predict_the_mean():
         np.testing.assert_allclose(got[:, 2], 4.0, atol=1e-10)
         if known is not features:
             np.testing.assert_allclose(got, np.tile(targets.mean(0), (8, 1)), atol=1e-10)
+
+
+def test_out_of_memory_halves_the_targets(monkeypatch, caplog):
+    features, targets = made(30, 5)
+    inner = [(np.arange(15), np.arange(15, 30)), (np.arange(15, 30), np.arange(15))]
+    plan = plan_fractional(torch.from_numpy(features), all_train(30, 8, inner), FRACTIONS)
+    block = torch.from_numpy(np.pad(targets, ((0, 8), (0, 0)))).float()
+    choice = torch.arange(7) % 6
+    whole = plan.losses(Targets(plan.samples, block))
+    predicted = plan.predict(Targets(plan.samples, block), choice)
+
+    def only_two(plain):
+        def work(plan, some, *rest):
+            if some.block.shape[1] > 2:
+                raise MemoryError
+            return plain(plan, some, *rest)
+
+        return work
+
+    for name in ("_losses", "_predict"):
+        monkeypatch.setattr(FractionalPlan, name, only_two(getattr(FractionalPlan, name)))
+    torch.testing.assert_close(plan.losses(Targets(plan.samples, block)), whole)
+    torch.testing.assert_close(plan.predict(Targets(plan.samples, block), choice), predicted)
+    assert "going on with 1" in caplog.text
 
 
 @pytest.mark.parametrize("fractions", [[], [0.0, 0.5], [0.5, 0.2], [0.5, 1.2]])

@@ -303,14 +303,17 @@ def test_out_of_memory_halves_the_batch(alpha_per, monkeypatch, caplog):
     features, targets, folds = problem(60, 10)
     options = {"test_features": features[60:], "alpha_per": alpha_per, "dtype": torch.float64}
     whole = ridge_cv(features[:60], targets, folds, ALPHAS, **options)
-    plain = RidgePlan.losses
 
-    def losses(plan, block):
-        if block.block.shape[1] > 10:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return plain(plan, block)
+    def only_ten(plain):
+        def work(plan, block, *choice):
+            if block.block.shape[1] > 10:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return plain(plan, block, *choice)
 
-    monkeypatch.setattr(RidgePlan, "losses", losses)
+        return work
+
+    for name in ("_losses", "_predict"):
+        monkeypatch.setattr(RidgePlan, name, only_ten(getattr(RidgePlan, name)))
     with caplog.at_level("WARNING"):
         found = ridge_cv(features[:60], targets, folds, ALPHAS, **options)
     assert "going on with 10" in caplog.text

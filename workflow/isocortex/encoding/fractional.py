@@ -84,6 +84,9 @@ class FractionalPlan:
         torch.Tensor
             Shape (fractions, targets).
         """
+        return targets.halving(lambda some, _: self._losses(some))
+
+    def _losses(self, targets: Targets) -> torch.Tensor:
         n_targets = targets.block.shape[1]
         total = targets.block.new_zeros((len(self.fractions), n_targets))
         wanted = self._wanted(targets)
@@ -121,6 +124,9 @@ class FractionalPlan:
         torch.Tensor
             Shape (test samples, targets), intercept included.
         """
+        return targets.halving(lambda some, part: self._predict(some, choice[part]))
+
+    def _predict(self, targets: Targets, choice: torch.Tensor) -> torch.Tensor:
         axes, sums = self.outer, targets.sums("train")
         rotated = axes.rotation @ sums
         alpha = axes.penalties(rotated, self._wanted(targets)).gather(0, choice[None])

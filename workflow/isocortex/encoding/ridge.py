@@ -355,6 +355,21 @@ class Targets:
             self._sums[key] = _row_sums(self.block, samples.row, chosen)
         return self._sums[key]
 
+    def halving(self, work: Callable[[Targets, slice], torch.Tensor]) -> torch.Tensor:
+        """Results of work on all targets side by side; in parts of them where memory runs out."""
+
+        def part_of(first: int, last: int) -> torch.Tensor:
+            if last - first == self.block.shape[1]:
+                return work(self, slice(first, last))
+            self._sums.clear()
+            return work(Targets(self.samples, self.block[:, first:last]), slice(first, last))
+
+        n_targets = self.block.shape[1]
+        found = [
+            result for *_, result in halving(part_of, n_targets, batch=n_targets, what="targets")
+        ]
+        return found[0] if len(found) == 1 else torch.cat(found, 1)
+
 
 def _row_sums(block: torch.Tensor, row: np.ndarray, samples: np.ndarray) -> torch.Tensor:
     """Sum samples that share a row; rows ascending. The order of summation is always the same."""
@@ -572,6 +587,9 @@ class RidgePlan:
         torch.Tensor
             Shape (penalties, targets).
         """
+        return targets.halving(lambda some, _: self._losses(some))
+
+    def _losses(self, targets: Targets) -> torch.Tensor:
         n_targets = targets.block.shape[1]
         known = self._moments(targets)
         total = targets.block.new_zeros((len(self.alphas), n_targets))
@@ -621,6 +639,9 @@ class RidgePlan:
         torch.Tensor
             Shape (test samples, targets), intercept included.
         """
+        return targets.halving(lambda some, part: self._predict(some, choice[part]))
+
+    def _predict(self, targets: Targets, choice: torch.Tensor) -> torch.Tensor:
         sums = targets.sums("train")
         mean = sums.sum(0) / self.n_train
         order = torch.argsort(choice, stable=True)  # targets of one penalty side by side
