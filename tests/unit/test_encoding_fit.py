@@ -11,6 +11,8 @@ from sklearn.metrics import r2_score
 from isocortex import encoding, store
 from isocortex.encoding.components import principal_components
 from isocortex.encoding.fit import fit_layers
+from isocortex.encoding.permutation import permute_stimuli
+from isocortex.encoding.ridge import RidgePlan
 from isocortex.errors import InputError
 
 from .test_encoding import ALPHAS, design, fit, write_betas, write_features
@@ -177,6 +179,32 @@ def test_held_out_responses_and_features_change_nothing_that_is_trained(path):
     others = held_out[cv.stimulus[held_out] != stimulus]
     np.testing.assert_allclose(after[others], before[others], atol=1e-4)
     assert np.abs(after[held_out[0]] - before[held_out[0]]).max() > 0.1
+
+
+def test_out_of_memory_halves_the_block_and_changes_nothing(caplog, monkeypatch):
+    rng = np.random.default_rng(10)
+    _, stimuli, runs = design(24, 2)
+    cv = encoding.cross_validation_folds(stimuli, runs, stimulus_folds=3)
+    features = rng.standard_normal((24, 12)).astype(np.float32)
+    responses = rng.standard_normal((48, 60))
+    options = {
+        "regions": np.repeat([0, 1, 2], 20),
+        "orders": permute_stimuli(cv, permutations=9, seed=0),
+    }
+    whole = fitted(features, responses, cv, dtype=torch.float64, **options)
+    plain = RidgePlan.predict
+
+    def scarce(self, targets, choice):
+        if len(choice) > 20 * 9:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return plain(self, targets, choice)
+
+    monkeypatch.setattr(RidgePlan, "predict", scarce)
+    parts = fitted(features, responses, cv, dtype=torch.float64, **options)
+    assert "out of memory with 60 voxels at once: going on with 30" in caplog.text
+    np.testing.assert_allclose(parts.score, whole.score, atol=1e-12)
+    np.testing.assert_array_equal(parts.alpha, whole.alpha)
+    np.testing.assert_array_equal(parts.test.p_fwe, whole.test.p_fwe)
 
 
 # --- the stage --------------------------------------------------------------------------------

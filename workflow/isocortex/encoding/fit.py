@@ -18,7 +18,7 @@ import xarray as xr
 from tqdm import tqdm
 
 from isocortex import bids, provenance, store
-from isocortex.device import deterministic, select_device
+from isocortex.device import deterministic, halving, select_device
 from isocortex.encoding.agreement import stimulus_agreement
 from isocortex.encoding.components import principal_components
 from isocortex.encoding.design import (
@@ -32,7 +32,12 @@ from isocortex.encoding.design import (
 from isocortex.encoding.folds import CrossValidation
 from isocortex.encoding.fractional import FractionalPlan, plan_fractional
 from isocortex.encoding.maps import regions_of_voxels, write_subject_maps
-from isocortex.encoding.permutation import PermutationTest, permute_blocks, permute_stimuli
+from isocortex.encoding.permutation import (
+    PermutationTest,
+    count_permutations,
+    permute_blocks,
+    permute_stimuli,
+)
 from isocortex.encoding.ridge import (
     RidgePlan,
     Samples,
@@ -87,6 +92,33 @@ class Plan:
     layer: int
     fold: int
     ridge: RidgePlan | FractionalPlan
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """What one plan gives for a block of voxels."""
+
+    plan: Plan
+    choice: torch.Tensor
+    r: np.ndarray
+    r2: np.ndarray
+    scored: np.ndarray
+    penalty: np.ndarray
+    prediction: np.ndarray | None
+
+
+def _mean_scores(found: Iterable[_Scored]) -> dict[int, np.ndarray]:
+    """Mean r over folds of each layer; NaN where no fold has a score."""
+    total: dict[int, Any] = {}
+    count: dict[int, Any] = {}
+    for one in found:
+        layer = one.plan.layer
+        total[layer] = total.get(layer, 0) + np.where(one.scored, one.r, 0)
+        count[layer] = count.get(layer, 0) + one.scored
+    return {
+        layer: values / np.where(count[layer], count[layer], np.nan)
+        for layer, values in total.items()
+    }
 
 
 def _with_targets(block: torch.Tensor, plans: Sequence[Plan]) -> Iterable[tuple[Plan, Targets]]:
@@ -200,7 +232,7 @@ def fit_layers(
         Shape (permutations, trials): whose response each trial gets, of `permute_stimuli` or
         `permute_blocks`, for p-values. All of a layer's folds are then held in memory together.
     voxel_batch
-        Voxels that are worked on together.
+        Voxels that are worked on together; fewer where memory runs out.
     device, dtype
         Where and in which precision the voxels' share of the work is done.
 
@@ -226,89 +258,129 @@ def fit_layers(
     region = None if regions is None else np.asarray(regions)
     splits = [Samples.of_fold(cv, fold) for fold in cv.folds]
 
-    def targets_of(plans: Sequence[Plan], label: str) -> Iterable[tuple[slice, np.ndarray, list]]:
-        """Each block of voxels, which of them can be used, and the plans with their targets."""
-        starts = range(0, n_voxels, voxel_batch)
-        for first in tqdm(starts, desc=label, unit="block", disable=None):
-            part = slice(first, min(first + voxel_batch, n_voxels))
-            values, usable = centre(read_block(part.start, part.stop), cv)
-            yield part, usable, _with_targets(torch.from_numpy(values).to(device, dtype), plans)
+    def targets_of(plans: Sequence[Plan], part: slice) -> tuple[np.ndarray, torch.Tensor, list]:
+        """Which of a block's voxels can be used, their responses, and plans with targets."""
+        values, usable = centre(read_block(part.start, part.stop), cv)
+        block = torch.from_numpy(values).to(device, dtype)
+        return usable, block, _with_targets(block, plans)
+
+    def in_blocks(work: Callable[[slice], Any], label: str) -> Iterator[tuple[slice, Any]]:
+        """Do work block by block; smaller ones where memory runs out, so work adds up nothing."""
+        with tqdm(total=n_voxels, desc=label, unit="voxel", disable=None) as progress:
+            for first, last, result in halving(
+                lambda first, last: work(slice(first, last)),
+                n_voxels,
+                batch=voxel_batch,
+                what="voxels",
+            ):
+                yield slice(first, last), result
+                progress.update(last - first)
 
     def choices_of_regions(plans: Sequence[Plan]) -> list[dict[int, int]]:
         """Penalty of each plan and label, by the sum over voxels of losses over variances."""
         names, column = np.unique(region, return_inverse=True)
         losses = np.zeros((len(plans), len(alphas), len(names)))
-        for part, usable, pairs in targets_of(plans, "penalties of regions"):
+
+        def losses_of(part: slice) -> np.ndarray:
+            usable, block, pairs = targets_of(plans, part)
+            here = np.zeros_like(losses)
             for index, (plan, targets) in enumerate(pairs):
-                variance = targets.block[plan.ridge.samples.train].var(0).double().cpu().numpy()
+                variance = block[plan.ridge.samples.train].var(0).double().cpu().numpy()
                 counted = usable & (variance > 0)
                 share = plan.ridge.losses(targets).double().cpu().numpy()[:, counted]
-                share = share / variance[counted]
-                for row, values in enumerate(share):
-                    losses[index, row] += np.bincount(
-                        column[part][counted], values, minlength=len(names)
-                    )
+                label = column[part][counted]
+                for row, values in enumerate(share / variance[counted]):
+                    here[index, row] = np.bincount(label, values, minlength=len(names))
+            return here
+
+        for _, here in in_blocks(losses_of, "penalties of regions"):
+            losses += here
         return [dict(zip(names.tolist(), loss.argmin(0).tolist(), strict=True)) for loss in losses]
 
-    def permute(plans: Sequence[Plan], block, choices: Mapping[int, Any], part: slice) -> None:
-        """Scores of permuted responses at the penalties that the real ones chose."""
-        width = part.stop - part.start
+    def choose(plan: Plan, targets: Targets, part: slice, shared: Mapping[int, int] | None):
+        """Index of each voxel's penalty: its own, or that of its region."""
+        if shared is None:
+            return choose_penalty(plan.ridge.losses(targets))
+        label = region[part]
+        choice = torch.tensor([shared[name] for name in label.tolist()], device=device)
+        if (label == 0).any():
+            own = choose_penalty(plan.ridge.losses(targets))
+            choice = torch.where(torch.from_numpy(label == 0).to(device), own, choice)
+        return choice
+
+    def score(plan: Plan, targets: Targets, usable: np.ndarray, choice: torch.Tensor) -> _Scored:
+        prediction = plan.ridge.predict(targets, choice)
+        trials = torch.from_numpy(cv.folds[plan.fold].test_trials).to(device)
+        response = targets.block[trials]
+        r = pearson(prediction, response).double().cpu().numpy()
+        penalty = plan.ridge.penalties(targets, choice) if fractional else grid[choice]
+        return _Scored(
+            plan=plan,
+            choice=choice,
+            r=r,
+            r2=r2(prediction, response).double().cpu().numpy(),
+            scored=np.isfinite(r) & usable,
+            penalty=penalty.double().cpu().numpy().clip(LEAST_PENALTY),
+            prediction=None if predictions is None else prediction.float().cpu().numpy(),
+        )
+
+    def permuted_scores(block: torch.Tensor, found: Sequence[_Scored]) -> Iterator[tuple]:
+        """Layer, permutations and their scores, at the penalties that the real responses chose."""
+        width = block.shape[1]
         rows_at_once = max(1, PERMUTED_BYTES // max(block.element_size() * block.numel(), 1))
-        numbers = sorted({plan.layer for plan in plans})
-        observed = {
-            layer: total[layer, part] / np.where(count[layer, part], count[layer, part], np.nan)
-            for layer in numbers
-        }
+        folds = {}
+        for one in found:
+            folds[one.plan.layer] = folds.get(one.plan.layer, 0) + one.scored
         for first in range(0, len(orders), rows_at_once):
             rows = slice(first, min(first + rows_at_once, len(orders)))
             order = torch.from_numpy(orders[rows]).to(device)
             n = len(order)
             # all of these permutations side by side, as if they were voxels
             permuted = block[order.T.reshape(-1)].view(len(block), n * width)
-            null = {layer: torch.zeros(n * width, device=device, dtype=dtype) for layer in numbers}
-            for index, (plan, targets) in enumerate(_with_targets(permuted, plans)):
-                prediction = plan.ridge.predict(targets, choices[index].repeat(n))
+            null = {layer: torch.zeros(n * width, device=device, dtype=dtype) for layer in folds}
+            pairs = _with_targets(permuted, [one.plan for one in found])
+            for one, (plan, targets) in zip(found, pairs, strict=True):
+                prediction = plan.ridge.predict(targets, one.choice.repeat(n))
                 trials = torch.from_numpy(cv.folds[plan.fold].test_trials).to(device)
                 null[plan.layer] += pearson(prediction, permuted[trials]).nan_to_num()
-            for layer in numbers:
-                folds = np.maximum(count[layer, part], 1)
-                scores = null[layer].view(n, width).double().cpu().numpy() / folds
-                test.add(layer, part, rows, observed[layer], scores)
+            for layer, number in folds.items():
+                scores = null[layer].view(n, width).double().cpu().numpy()
+                yield layer, rows, scores / np.maximum(number, 1)
 
     def run(plans: list[Plan]) -> None:
         plans = sorted(plans, key=lambda plan: plan.fold)
-        of_regions = None if region is None else choices_of_regions(plans)
-        for part, usable, pairs in targets_of(plans, "encoding"):
-            block, choices = None, {}
-            for index, (plan, targets) in enumerate(pairs):
-                choice = None
-                if region is None or (region[part] == 0).any():
-                    choice = choose_penalty(plan.ridge.losses(targets))
-                if of_regions is not None:
-                    shared = [of_regions[index][label] for label in region[part].tolist()]
-                    shared = torch.tensor(shared, device=device)
-                    own = torch.from_numpy(region[part] == 0).to(device)
-                    choice = shared if choice is None else torch.where(own, choice, shared)
-                prediction = plan.ridge.predict(targets, choice)
-                trials = cv.folds[plan.fold].test_trials
-                response = targets.block[torch.from_numpy(trials).to(device)]
-                r = pearson(prediction, response).double().cpu().numpy()
-                explained = r2(prediction, response).double().cpu().numpy()
-                scored = np.isfinite(r) & usable
-                total[plan.layer, part][scored] += r[scored]
-                total_r2[plan.layer, part][scored] += explained[scored]
-                count[plan.layer, part] += scored
-                penalty = plan.ridge.penalties(targets, choice) if fractional else grid[choice]
-                log_alpha[plan.layer, part][scored] += np.log(
-                    penalty.double().cpu().numpy()[scored].clip(LEAST_PENALTY)
-                )
-                total_choice[plan.layer, part][scored] += grid[choice].cpu().numpy()[scored]
-                if orders is not None:
-                    block, choices[index] = targets.block, choice
+        shared = [None] * len(plans) if region is None else choices_of_regions(plans)
+
+        def fit_block(part: slice) -> tuple[list[_Scored], list[tuple]]:
+            usable, block, pairs = targets_of(plans, part)
+            found = [
+                score(plan, targets, usable, choose(plan, targets, part, of_regions))
+                for (plan, targets), of_regions in zip(pairs, shared, strict=True)
+            ]
+            if orders is None:
+                return found, []
+            observed = _mean_scores(found)
+            return found, [
+                (layer, rows, *count_permutations(observed[layer], null))
+                for layer, rows, null in permuted_scores(block, found)
+            ]
+
+        for part, (found, counts) in in_blocks(fit_block, "encoding"):
+            for one in found:
+                layer, kept = one.plan.layer, one.scored
+                total[layer, part][kept] += one.r[kept]
+                total_r2[layer, part][kept] += one.r2[kept]
+                count[layer, part] += kept
+                log_alpha[layer, part][kept] += np.log(one.penalty[kept])
+                total_choice[layer, part][kept] += grid[one.choice].cpu().numpy()[kept]
                 if predictions is not None:
-                    predictions[plan.layer, trials, part] = prediction.float().cpu().numpy()
+                    trials = cv.folds[one.plan.fold].test_trials
+                    predictions[layer, trials, part] = one.prediction
             if orders is not None:
-                permute(plans, block, choices, part)
+                for layer, observed in _mean_scores(found).items():
+                    test.observed[layer, part] = observed
+            for layer, rows, above, largest in counts:
+                test.add(layer, part, rows, above, largest)
 
     pending: list[Plan] = []
     held = 0

@@ -103,6 +103,21 @@ def permute_blocks(runs: Sequence[str], *, block: int, permutations: int, seed: 
     return out
 
 
+def count_permutations(observed: np.ndarray, null: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many permutations reach what was observed, and the largest score of each.
+
+    Parameters
+    ----------
+    observed
+        Shape (voxels,), NaN without a score.
+    null
+        Shape (permutations, voxels).
+    """
+    scored = np.isfinite(observed)
+    largest = np.where(scored, null, -np.inf).max(1, initial=-np.inf)
+    return (null >= observed - TIE).sum(0), largest
+
+
 class PermutationTest:
     """Counts, over blocks of voxels, how often permutations reach what was observed.
 
@@ -124,23 +139,12 @@ class PermutationTest:
         self.above = np.zeros((n_layers, n_voxels), int)
         self.largest = np.full(permutations, -np.inf)
 
-    def add(self, layer: int, part: slice, rows: slice, observed, null: np.ndarray) -> None:
-        """Count some permutations of a block.
-
-        Parameters
-        ----------
-        layer, part, rows
-            Of the layer, of the voxels and of the permutations.
-        observed
-            Shape (voxels,), NaN without a score.
-        null
-            Shape (permutations, voxels): scores.
-        """
-        self.observed[layer, part] = observed
-        self.above[layer, part] += (null >= observed - TIE).sum(0)
-        scored = np.isfinite(observed)
-        if scored.any():
-            self.largest[rows] = np.maximum(self.largest[rows], null[:, scored].max(1))
+    def add(
+        self, layer: int, part: slice, rows: slice, above: np.ndarray, largest: np.ndarray
+    ) -> None:
+        """Add the counts (of `count_permutations`) of a layer, of voxels and of permutations."""
+        self.above[layer, part] += above
+        self.largest[rows] = np.maximum(self.largest[rows], largest)
 
     @property
     def p(self) -> np.ndarray:
