@@ -110,8 +110,9 @@ class _Fold:
     def __init__(self, spaces: Sequence[Sequence[torch.Tensor]], samples: Samples) -> None:
         self.samples = samples
         row = samples.row
-        train = torch.from_numpy(np.unique(row[samples.train]))
-        counts = torch.from_numpy(samples.counts(samples.train))[train]
+        device = spaces[0][0].device
+        train = torch.from_numpy(np.unique(row[samples.train])).to(device)
+        counts = torch.from_numpy(samples.counts(samples.train)).to(device)[train]
         moments = [scaled_space(layers, counts, train) for layers in spaces]
         dual = sum(layer.shape[1] for layers in spaces for layer in layers) >= len(train)
         known = [
