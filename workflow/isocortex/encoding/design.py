@@ -32,7 +32,8 @@ class _Blocks:
 
     def __init__(self, array: xr.DataArray) -> None:
         self.array = array.transpose(..., "voxel")
-        edges = np.cumsum((0, *self.array.variable.chunksizes.get("voxel", (array.sizes["voxel"],))))
+        sizes = self.array.variable.chunksizes.get("voxel", (array.sizes["voxel"],))
+        edges = np.cumsum((0, *sizes))
         if array.nbytes <= RESIDENT_BYTES:
             edges = edges[[0, -1]]
         self.edges, self.number, self.values = edges, -1, np.empty((0, 0), np.float32)
