@@ -164,6 +164,11 @@ def readout(**options):
     return key("encoding.readouts.rf", {"kind": "gaussian", "model": "pixels"} | options)
 
 
+def universal(**options):
+    """A universal encoder of the pixels, but for what is given."""
+    return key("encoding.universal.crowd", {"model": "pixels"} | options)
+
+
 CASES = {
     "misspelt key": (key("glm.hfr", "spm"), "glm.hfr: no such key: did you mean 'hrf'?"),
     "misspelt section": (key("seeed", 2), "seeed: no such key: did you mean 'seed'?"),
@@ -288,6 +293,22 @@ CASES = {
     "unknown option of a readout": (
         readout(options={"gird": 3}),
         "readout 'gaussian' has no option 'gird' in encoding.readouts.rf.options",
+    ),
+    "universal encoder of an unknown model": (
+        universal(model="pixel"),
+        "encoding.universal.crowd.model is 'pixel', which is not in features.models: did you mean",
+    ),
+    "unknown new subject": (
+        universal(new_subjects=["07"]),
+        "encoding.universal.crowd.new_subjects names '07', which is no subject of the study",
+    ),
+    "only new subjects": (
+        universal(new_subjects=["01", "02"]),
+        "names all subjects of task objects: leave at least one to train the network on",
+    ),
+    "width without room for heads": (
+        universal(width=10, heads=4),
+        "encoding.universal.crowd.width (10) is no multiple of heads (4): change one",
     ),
     "table without columns": (key("input", {"rdms": "atlas.tsv"}), "needs the columns subject"),
 }
