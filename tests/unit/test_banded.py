@@ -147,6 +147,21 @@ def test_constant_and_repeated_features():
         torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("form", ["dual", "primal"])
+def test_spaces_that_are_all_constant_predict_the_mean(form):
+    _, y, folds = study(30, (4, 50), 1)
+    flat = [torch.full((30, size), value).double() for size, value in ((4, 2.0), (50, -1.0))]
+    splits, targets = splits_of(flat, y, folds, form=form, intercept=True)
+    points = banded.points_of(banded.dirichlet_candidates(30, 2), ALPHAS)
+    choice = banded.search_weights(splits, targets, points)
+    null = sum(part.offset.square().sum(0) for part in targets) / len(targets)
+    torch.testing.assert_close(choice.loss, null)
+    weights, loss = banded.refine_weights(splits, targets, points[choice.point].T.log(), steps=2)
+    torch.testing.assert_close(loss, null)
+    parts = banded.predict_spaces(splits[0], y[folds[0][0]], weights)
+    torch.testing.assert_close(parts, torch.zeros_like(parts))
+
+
 def targets_like(splits, y, folds):
     return [
         banded.held_out_targets(split, y[train], y[test])

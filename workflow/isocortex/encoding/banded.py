@@ -82,9 +82,11 @@ def _root_share(test_counts: torch.Tensor | None, rows: int) -> torch.Tensor:
 
 
 def _basis(values: torch.Tensor, vectors: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
-    """Directions that are not zero within rounding, the longest first."""
+    """Directions that are not zero within rounding, the longest first; one where all are."""
     kept = values > values.max().clamp(min=0) * size * torch.finfo(torch.float64).eps
-    return values[kept].flip(0), vectors[:, kept].flip(1)
+    kept[-1] = True
+    lengths = values[kept].flip(0)
+    return torch.where(lengths > 0, lengths, 1.0), vectors[:, kept].flip(1)
 
 
 def _centred_rotation(vectors: torch.Tensor, root: torch.Tensor, weights: torch.Tensor):
