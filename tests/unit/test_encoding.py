@@ -67,38 +67,18 @@ def test_same_numbers_as_himalaya(n, p, dtype, tolerance):
     peer = kind(alphas=np.array(ALPHAS), cv=peer_folds, **options)
     peer.fit(features[:n], targets[:n])
 
-    x, y = torch.from_numpy(features), torch.from_numpy(targets)
-    alphas = torch.tensor(ALPHAS, dtype=torch.float64)
-    ones = torch.ones(n)
-    loss = 0
-    make = encoding.ridge_from_features if p < n else _from_rows
-    for train, test in peer_folds:
-        rows = [torch.from_numpy(part) for part in (train, test)]
-        ridge = make(x[rows[0]], x[rows[1]], ones[: len(train)])
-        if kind is KernelRidgeCV:  # the peer has no intercept: neither have the inner folds here
-            ridge = _no_intercept(x[rows[0]], x[rows[1]])
-        inner = encoding.inner_ridge(ridge, ones[: len(test)], alphas, device=CPU, dtype=dtype)
-        mean = ridge.weights @ y[rows[0]]
-        offset = (y[rows[1]] - mean) / len(test) ** 0.5
-        loss = loss + encoding.held_out_loss(inner, y[rows[0]].to(dtype), offset.to(dtype))
-    choice = loss.argmin(0)
-    np.testing.assert_allclose(alphas[choice].numpy(), peer.best_alphas_, rtol=1e-6)
-    ridge = make(x[:n], x[n:], ones).to(CPU, dtype)
-    prediction = encoding.predict(ridge, y[:n].to(dtype), alphas.to(dtype), choice)
-    prediction = prediction.double() + y[:n].mean(0)
-    expected = peer.predict(features[n:])
-    np.testing.assert_allclose(prediction, expected, atol=tolerance * np.abs(expected).max())
-
-
-def _from_rows(train, test, counts):
-    return encoding.ridge_from_gram(train @ train.T, test @ train.T, counts)
-
-
-def _no_intercept(train, test):
-    values, vectors = torch.linalg.eigh(train @ train.T)
-    return encoding.Ridge(
-        vectors.T, test @ train.T @ vectors, values, torch.zeros(len(train), dtype=train.dtype)
+    found = encoding.ridge_cv(
+        features[:n],
+        targets[:n],
+        peer_folds,
+        ALPHAS,
+        test_features=features[n:],
+        intercept=kind is RidgeCV,  # the peer's dual form has none in its folds
+        dtype=dtype,
     )
+    np.testing.assert_allclose(found.alpha, peer.best_alphas_, rtol=1e-6)
+    expected = peer.predict(features[n:])
+    np.testing.assert_allclose(found.prediction, expected, atol=tolerance * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("p", [6, 60])
@@ -108,18 +88,19 @@ def test_collapsed_repeats_equal_sklearn_on_all_trials(p):
     features = rng.standard_normal((20, p))
     targets = rng.standard_normal((50, 4))
     new = rng.standard_normal((7, p))
-    shown, counts = np.unique(rows, return_counts=True)
-    means = np.stack([targets[rows == index].mean(0) for index in shown])
-    train, test = torch.from_numpy(features[shown]), torch.from_numpy(new)
-    for make in (encoding.ridge_from_features, _from_rows):
-        ridge = make(train, test, torch.from_numpy(counts))
-        for index, alpha in enumerate(ALPHAS):
-            choice = torch.full((4,), index)
-            got = encoding.predict(
-                ridge, torch.from_numpy(means), torch.tensor(ALPHAS).double(), choice
-            )
-            got = got + ridge.weights @ torch.from_numpy(means)
-            peer = SklearnRidge(alpha=ALPHAS[index]).fit(features[rows], targets)
+    for solver in ("primal", "dual"):
+        for alpha in ALPHAS:
+            got = encoding.ridge_cv(
+                features,
+                targets,
+                [],
+                [alpha],
+                test_features=new,
+                row=rows,
+                solver=solver,
+                dtype=torch.float64,
+            ).prediction
+            peer = SklearnRidge(alpha=alpha).fit(features[rows], targets)
             np.testing.assert_allclose(got, peer.predict(new), atol=1e-8, err_msg=str(alpha))
 
 

@@ -3,15 +3,15 @@
 from isocortex.encoding.agreement import stimulus_agreement
 from isocortex.encoding.fit import cross_validated_scores, fit_encoding, fit_layers
 from isocortex.encoding.folds import CrossValidation, cross_validation_folds
+from isocortex.encoding.fractional import plan_fractional
 from isocortex.encoding.ridge import (
-    Ridge,
+    Samples,
+    Targets,
+    choose_penalty,
     gram,
-    held_out_loss,
-    inner_ridge,
     pearson,
-    predict,
-    ridge_from_features,
-    ridge_from_gram,
+    plan_ridge,
+    ridge_cv,
     standardisation,
 )
 from isocortex.encoding.summary import (
@@ -21,19 +21,19 @@ from isocortex.encoding.summary import (
 
 __all__ = [
     "CrossValidation",
-    "Ridge",
+    "Samples",
+    "Targets",
+    "choose_penalty",
     "cross_validated_scores",
     "cross_validation_folds",
     "fit_encoding",
     "fit_layers",
     "gram",
-    "held_out_loss",
-    "inner_ridge",
     "one_sample_inference",
     "pearson",
-    "predict",
-    "ridge_from_features",
-    "ridge_from_gram",
+    "plan_fractional",
+    "plan_ridge",
+    "ridge_cv",
     "standardisation",
     "stimulus_agreement",
     "summarise_encoding",

@@ -36,8 +36,6 @@ from isocortex.encoding.scores import pearson
 
 __all__ = [
     "Decompositions",
-    "InnerRidge",
-    "Ridge",
     "RidgeFit",
     "RidgePlan",
     "Samples",
@@ -45,20 +43,14 @@ __all__ = [
     "choose_penalty",
     "decompose",
     "gram",
-    "held_out_loss",
     "in_parallel",
-    "inner_ridge",
     "interpolation",
     "pearson",
     "plan_ridge",
-    "predict",
     "ridge_cv",
-    "ridge_from_features",
-    "ridge_from_gram",
     "standardisation",
 ]
 
-FEATURE_BLOCK = 16384
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-14}
 """Root mean square error of an interpolated prediction, for targets of variance one."""
@@ -71,51 +63,20 @@ MOST_GROWTH = 10.0  # of the rounding of moments, on the way to a prediction
 COLUMNS, ROWS = 4096, 512  # of features: blocks of inner products
 
 
-@dataclass(frozen=True)
-class Ridge:
-    """Ridge regression of one training set, ready for any targets and penalties.
-
-    With W = rotation @ targets, the prediction at penalty a is
-    projection @ (W / (eigenvalues + a)[:, None]) + weights @ targets.
-
-    Parameters
-    ----------
-    rotation
-        Shape (rank, training rows).
-    projection
-        Shape (test rows, rank).
-    eigenvalues
-        Shape (rank,).
-    weights
-        Shape (training rows,): weights of the mean, the unpenalised intercept.
-    """
-
-    rotation: torch.Tensor
-    projection: torch.Tensor
-    eigenvalues: torch.Tensor
-    weights: torch.Tensor
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> Ridge:
-        """The same on another device and in another precision."""
-        return Ridge(
-            *(
-                part.to(device, dtype)
-                for part in (self.rotation, self.projection, self.eigenvalues, self.weights)
-            )
-        )
-
-
 def gram(features: torch.Tensor, centre: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Inner products of all rows after (features - centre) * scale, in float64.
 
-    Features are taken in blocks of columns, so that a scaled copy of all never exists.
+    Features are taken in blocks of columns, so that a scaled copy of all never exists, and only
+    the lower triangle's products are made.
     """
-    total = features.new_zeros((len(features), len(features)), dtype=torch.float64)
-    for first in range(0, features.shape[1], FEATURE_BLOCK):
-        part = slice(first, first + FEATURE_BLOCK)
-        block = (features[:, part].double() - centre[part]) * scale[part]
-        total.addmm_(block, block.T)
-    return total
+    n_rows = len(features)
+    total = features.new_zeros((n_rows, n_rows), dtype=torch.float64)
+    for first in range(0, features.shape[1], COLUMNS):
+        part = slice(first, first + COLUMNS)
+        block = (features[:, part].double() - centre[part]).mul_(scale[part])
+        for row in range(0, n_rows, ROWS):
+            total[row:, row : row + ROWS].addmm_(block[row:], block[row : row + ROWS].T)
+    return total.tril() + total.tril(-1).T
 
 
 def standardisation(
@@ -138,8 +99,8 @@ def standardisation(
     """
     weights = counts.double() / counts.sum()
     centres, spreads = [], []
-    for first in range(0, features.shape[1], FEATURE_BLOCK):
-        block = features[:, first : first + FEATURE_BLOCK].double()
+    for first in range(0, features.shape[1], COLUMNS):
+        block = features[:, first : first + COLUMNS].double()
         mean = weights @ block
         centres.append(mean)
         spreads.append((weights @ (block - mean).square()).sqrt())
@@ -147,136 +108,6 @@ def standardisation(
     varies = spread > 1e-6 * centre.abs()
     scale = torch.where(varies, 1 / torch.where(varies, spread, 1.0), 0.0)
     return centre, scale / max(int(varies.sum()), 1) ** 0.5
-
-
-def _finish(
-    values: torch.Tensor, vectors: torch.Tensor, size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eigenvalues and eigenvectors without those that are zero within rounding."""
-    threshold = values.max().clamp(min=0) * size * torch.finfo(torch.float64).eps
-    kept = values > threshold
-    return values[kept], vectors[:, kept]
-
-
-def ridge_from_gram(train: torch.Tensor, test: torch.Tensor, counts: torch.Tensor) -> Ridge:
-    """Ridge in dual form.
-
-    Parameters
-    ----------
-    train
-        Shape (n, n): inner products of the training rows, float64.
-    test
-        Shape (m, n): inner products of test with training rows.
-    counts
-        Shape (n,): how many trials each training row stands for.
-    """
-    counts = counts.double()
-    weights, root = counts / counts.sum(), counts.sqrt()
-    mean = train @ weights
-    centred = train - mean[:, None] - mean[None, :] + weights @ mean
-    values, vectors = torch.linalg.eigh(root[:, None] * centred * root[None, :])
-    values, vectors = _finish(values, vectors, len(train))
-    across = test - (test @ weights)[:, None] - mean[None, :] + weights @ mean
-    rotation = vectors.T * root
-    rotation = rotation - rotation.sum(1, keepdim=True) * weights  # centres the targets
-    return Ridge(rotation, (across * root) @ vectors, values, weights)
-
-
-def ridge_from_features(train: torch.Tensor, test: torch.Tensor, counts: torch.Tensor) -> Ridge:
-    """Ridge in primal form, for fewer features than rows.
-
-    Parameters
-    ----------
-    train, test
-        Shape (n, p) and (m, p), float64.
-    counts
-        Shape (n,): how many trials each training row stands for.
-    """
-    counts = counts.double()
-    weights, root = counts / counts.sum(), counts.sqrt()
-    mean = weights @ train
-    rows = (train - mean) * root[:, None]
-    values, vectors = torch.linalg.eigh(rows.T @ rows)
-    values, vectors = _finish(values, vectors, max(train.shape))
-    length = values.sqrt()
-    rotation = ((rows @ vectors) / length).T * root
-    rotation = rotation - rotation.sum(1, keepdim=True) * weights
-    return Ridge(rotation, (test - mean) @ vectors * length, values, weights)
-
-
-@dataclass(frozen=True)
-class InnerRidge:
-    """One inner split, all penalties stacked, for the squared error of held-out rows.
-
-    `stacked` is (penalties x test rows, rank); rows are scaled by the root of their share of
-    the test trials.
-    """
-
-    rotation: torch.Tensor
-    stacked: torch.Tensor
-    weights: torch.Tensor
-    root_share: torch.Tensor
-
-
-def inner_ridge(
-    ridge: Ridge,
-    test_counts: torch.Tensor,
-    alphas: torch.Tensor,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> InnerRidge:
-    """Stack a ridge's predictions for all penalties."""
-    root_share = (test_counts.double() / test_counts.sum()).sqrt()
-    damped = ridge.projection[None] / (ridge.eigenvalues + alphas.double()[:, None])[:, None]
-    stacked = (damped * root_share[None, :, None]).flatten(0, 1)
-    return InnerRidge(
-        ridge.rotation.to(device, dtype),
-        stacked.to(device, dtype),
-        ridge.weights.to(device, dtype),
-        root_share.to(device, dtype),
-    )
-
-
-def held_out_loss(inner: InnerRidge, train: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of held-out trials, up to a constant of each target.
-
-    Parameters
-    ----------
-    inner
-        The split.
-    train
-        Training targets, shape (training rows, targets), means over each row's trials.
-    offset
-        (Held-out targets - training mean) x root_share, shape (test rows, targets).
-
-    Returns
-    -------
-    torch.Tensor
-        Shape (penalties, targets).
-    """
-    prediction = (inner.stacked @ (inner.rotation @ train)).view(-1, *offset.shape)
-    return prediction.sub_(offset).square_().sum(1)
-
-
-def predict(
-    ridge: Ridge, train: torch.Tensor, alphas: torch.Tensor, choice: torch.Tensor
-) -> torch.Tensor:
-    """Predictions of the test rows, each target at its own penalty, without the intercept.
-
-    Parameters
-    ----------
-    ridge
-        The training set.
-    train
-        Targets, shape (training rows, targets).
-    alphas
-        Shape (penalties,).
-    choice
-        Shape (targets,): index of each target's penalty.
-    """
-    damping = 1 / (ridge.eigenvalues[:, None] + alphas[None, :])
-    return ridge.projection @ ((ridge.rotation @ train).mul_(damping.index_select(1, choice)))
 
 
 @dataclass(frozen=True)
@@ -675,20 +506,6 @@ def _on(rows: np.ndarray, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(rows)).to(device)
 
 
-def _symmetric_gram(
-    features: torch.Tensor, centre: torch.Tensor, scale: torch.Tensor
-) -> torch.Tensor:
-    """As `gram`, from the products of the lower triangle alone."""
-    n_rows = len(features)
-    total = features.new_zeros((n_rows, n_rows), dtype=torch.float64)
-    for first in range(0, features.shape[1], COLUMNS):
-        part = slice(first, first + COLUMNS)
-        block = features[:, part].double().sub_(centre[part]).mul_(scale[part])
-        for row in range(0, n_rows, ROWS):
-            total[row:, row : row + ROWS].addmm_(block[row:], block[row : row + ROWS].T)
-    return total.tril() + total.tril(-1).T
-
-
 @dataclass(frozen=True)
 class Decompositions:
     """What all penalties share: of the training set, and of each inner split as it is asked for.
@@ -784,7 +601,7 @@ def decompose(
     test = _on(tests, device)
     values = None
     if solver == "dual":
-        known = _symmetric_gram(features, centre, scale)
+        known = gram(features, centre, scale)
     else:
         known = (features.double() - centre) * scale
         own = known[train]
