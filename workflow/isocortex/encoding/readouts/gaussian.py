@@ -16,6 +16,7 @@ from isocortex.encoding.readouts.base import Readout
 from isocortex.encoding.readouts.closed_form import coefficients, held_out_error
 
 CANDIDATE_BYTES = 256 << 20  # pooled features of candidate fields that are held at a time
+SHORTLIST = 16  # candidate fields of a voxel that are tried with all penalties and layers
 REACH = 0.55  # farthest centre from the middle, share of the image
 
 
@@ -119,18 +120,17 @@ class Gaussian(Readout):
         best = torch.full((self.n_voxels,), torch.inf, dtype=answers.dtype, device=answers.device)
         # Candidate, layers and penalty of each voxel
         choice = torch.zeros(self.n_voxels, 3, dtype=torch.long, device=answers.device)
-        everything = torch.arange(len(candidates))
-        for number, pooled in self._pooled(maps, rows, candidates, everything):
+        listed = self._shortlist(maps, rows, candidates, answers, share, len(train), reduction)
+        for number, pooled in self._pooled(maps, rows, candidates, listed.any(1).nonzero()[:, 0]):
             standard, _, scale = self._standard(pooled, share, len(train))
+            voxels = listed[number].nonzero()[:, 0].to(answers.device)
             for which, channels in enumerate(sets):
-                part = standard[:, channels] / channels.sum().sqrt()
-                if reduction is not None:
-                    part = part @ reduction[channels]
-                errors = held_out_error(part, answers, share, alphas)
+                part = self._reduced(standard, channels, reduction)
+                errors = held_out_error(part, answers[:, voxels], share, alphas)
                 for index, error in enumerate(errors):
-                    better = error < best
-                    best = torch.where(better, error, best)
-                    choice[better] = choice.new_tensor([number, which, index])
+                    better = error < best[voxels]
+                    best[voxels[better]] = error[better]
+                    choice[voxels[better]] = choice.new_tensor([number, which, index])
         taken = choice[:, 0].unique().cpu()
         for number, pooled in self._pooled(maps, train, candidates, taken):
             standard, mean, scale = self._standard(pooled, share[: len(train)], len(train))
@@ -149,6 +149,31 @@ class Gaussian(Readout):
                     whole[channels] = solved[:, among]
                     place = candidates[number]
                     self._take(voxels, place, number, alphas[index], whole, mean, factor)
+
+    def _shortlist(
+        self, maps, rows, candidates, answers, share, n_train: int, reduction: Tensor | None
+    ) -> Tensor:
+        """Candidates that are worth trying with all penalties and layers, (fields, voxels).
+
+        Those of the least error with all layers and the middle penalty.
+        """
+        alphas = self.options["alphas"]
+        middle = [alphas[len(alphas) // 2]]
+        every = torch.ones(self.n_channels, dtype=torch.bool, device=answers.device)
+        errors = torch.full((len(candidates), self.n_voxels), torch.inf, dtype=answers.dtype)
+        numbers = torch.arange(len(candidates))
+        for number, pooled in self._pooled(maps, rows, candidates, numbers):
+            standard, _, _ = self._standard(pooled, share, n_train)
+            part = self._reduced(standard, every, reduction)
+            errors[number] = held_out_error(part, answers, share, middle)[0].cpu()
+        first = errors.topk(min(SHORTLIST, len(candidates)), dim=0, largest=False).indices
+        return torch.zeros_like(errors, dtype=torch.bool).scatter_(0, first, True)
+
+    @staticmethod
+    def _reduced(standard: Tensor, channels: Tensor, reduction: Tensor | None) -> Tensor:
+        """Some of the z-scored channels over the root of their number, or their components."""
+        part = standard[:, channels] / channels.sum().sqrt()
+        return part if reduction is None else part @ reduction[channels]
 
     def _take(self, voxels: Tensor, place, number: int, alpha, solved, mean, scale) -> None:
         """Start some voxels at a candidate field with the coefficients of its pooled channels."""
