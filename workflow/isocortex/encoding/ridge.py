@@ -51,14 +51,11 @@ __all__ = [
     "standardisation",
 ]
 
-
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-14}
 """Root mean square error of an interpolated prediction, for targets of variance one."""
 
 MOST_TARGETS = 4096  # worked on together: more are no faster
 LOSS_ELEMENTS = 1 << 22  # residuals of some targets at all nodes: what a processor's cache holds
-
-
 MOST_GROWTH = 10.0  # of the rounding of moments, on the way to a prediction
 COLUMNS, ROWS = 4096, 512  # of features: blocks of inner products
 
@@ -373,7 +370,7 @@ class RidgePlan:
     n_train: float  # samples that the intercept is the mean of; infinite where there is none
     basis: torch.Tensor | None
     inner: tuple[_Split, ...]
-    hats: torch.Tensor  # (penalties, test rows, training rows or moments)
+    hats: torch.Tensor  # (penalties, test rows, training rows)
     test_position: torch.Tensor
 
     @property
