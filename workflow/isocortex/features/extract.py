@@ -17,7 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from isocortex import provenance, store
-from isocortex.device import deterministic, select_device
+from isocortex.device import deterministic, free_memory, is_out_of_memory, select_device
 from isocortex.errors import InputError
 from isocortex.feature_arrays import GivenLayer, array_files, check_arrays, open_arrays
 from isocortex.features.architectures import Architecture, build_architecture, weights_digest
@@ -262,9 +262,10 @@ def _batch_size(sample_bytes: int, *, device: torch.device) -> int:
     while wanted > 1 and wanted * sample_bytes > BUFFER_BYTES:
         wanted //= 2
     fitting = wanted
+    # Not a container's limit: files in its cache, written here, count against that one
     free = psutil.virtual_memory().available
     if device.type == "cuda":
-        free = min(free, torch.cuda.mem_get_info(device)[0])
+        free = min(free, free_memory(device))
     while fitting > 1 and 4 * fitting * sample_bytes > free:
         fitting //= 2
     if fitting < wanted:
@@ -372,8 +373,8 @@ def _fill_halving(stream: store.Stream, samples: Samples, network: Network, name
         ranges = samples.ranges(size, stream.rows)
         try:
             _fill(stream, ranges, samples.load, network.run, name=name)
-        except torch.OutOfMemoryError:
-            if size == 1:
+        except (RuntimeError, MemoryError) as error:
+            if size == 1 or not is_out_of_memory(error):
                 raise
             torch.cuda.empty_cache()
             stream.notes["batch"] = size // 2
@@ -636,15 +637,12 @@ def extract_features(
                 stimuli=[provenance.file_digest(path) for path in samples.sources],
                 batch_size=batch_size,
                 device=where.type,
-                torch=torch.__version__,
+                versions=provenance.versions(),
                 code=code,
             ),
         )
         try:
-            network = Network(
-                made, names, device=where, name=model, pool=pool, grid=grid,
-                project=project, seed=seed,
-            )  # fmt: skip
+            network = Network(made, names, device=where, name=model, **reduction)
             network.probe(samples.load(0, 1))
             if not stream.begun:
                 size = batch_size
