@@ -532,21 +532,8 @@ def encoding_regions(ending):
     return files
 
 
-def encoding_extra_store(kind):
-    return (
-        f"{RESULTS}/encoding/sub-{{subject}}_task-{{task}}_model-{{model}}_{kind}.zarr"
-    )
-
-
-def encoding_extra(kind):
-    """Return a further store of the fit, nothing where the config does not ask for it."""
-    wanted = CONFIG["encoding"][kind]
-    return directory(encoding_extra_store(kind)) if wanted else []
-
-
-def encoding_extra_manifest(kind):
-    wanted = CONFIG["encoding"][kind]
-    return manifest_of(encoding_extra_store(kind)) if wanted else []
+def weights_store(subject="{subject}", task="{task}", model="{model}"):
+    return f"{RESULTS}/encoding/sub-{subject}_task-{task}_model-{model}_weights.zarr"
 
 
 def responsive_ceiling_of_bootstrap():
@@ -1026,8 +1013,11 @@ def study_stores(kind):
     if kind == "encoding_summary":
         tasks = STUDY.tasks if STUDY.models else []
         return [encoding_summary_store(task) for task in tasks]
+    if kind == "weights" and not CONFIG["encoding"]["weights"]:
+        return []
+    store = weights_store if kind == "weights" else encoding_store
     return [
-        encoding_store(subject, task, model)
+        store(subject, task, model)
         for task in STUDY.tasks
         for subject in STUDY.with_task(task)
         for model in STUDY.models
@@ -1086,7 +1076,7 @@ def target_trsa():
 
 
 def target_encoding():
-    kinds = ("encoding_summary", "readout", "encoding_joint", "universal")
+    kinds = ("encoding_summary", "weights", "readout", "encoding_joint", "universal")
     return manifests_of([store for kind in kinds for store in study_stores(kind)])
 
 

@@ -14,10 +14,6 @@ rule fit_encoding:
         maps=directory(
             f"{RESULTS}/encoding/sub-{{subject}}_task-{{task}}_model-{{model}}_maps"
         ),
-        weights=encoding_extra("weights"),
-        weights_manifest=encoding_extra_manifest("weights"),
-        predictions=encoding_extra("predictions"),
-        predictions_manifest=encoding_extra_manifest("predictions"),
     log:
         log_of("fit_encoding", "sub-{subject}", "task-{task}", "model-{model}"),
     benchmark:
@@ -40,6 +36,7 @@ rule fit_encoding:
             "permutations",
             "permutation_block",
             "bootstrap",
+            "predictions",
             "delays",
             "resampling",
             "gap",
@@ -146,6 +143,43 @@ rule fit_universal:
         code=code_version("fit_universal"),
     script:
         "../workflow/fit_universal.py"
+
+
+rule fit_weights:
+    """Fit one subject's weights on all samples, at the penalties that the folds chose."""
+    input:
+        responses=ancient(responses_store),
+        responses_manifest=responses_manifest,
+        features=ancient(features_store()),
+        features_manifest=manifest_of(features_store()),
+        encoding=ancient(encoding_store()),
+        encoding_manifest=manifest_of(encoding_store()),
+    output:
+        store=directory(weights_store()),
+        manifest=manifest_of(weights_store()),
+    log:
+        log_of("fit_weights", "sub-{subject}", "task-{task}", "model-{model}"),
+    benchmark:
+        benchmark_of("fit_weights", "sub-{subject}", "task-{task}", "model-{model}")
+    conda:
+        "../envs/encoding.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=120,
+    params:
+        options=options(
+            "encoding",
+            "cross_validation",
+            "delays",
+            "resampling",
+            "gap",
+            "voxel_batch",
+        ),
+        seed=SEED,
+        code=code_version("fit_weights"),
+    script:
+        "../workflow/fit_weights.py"
 
 
 rule summarise_encoding:

@@ -16,8 +16,6 @@ if __name__ == "__main__":
             **snakemake.params.options,
             regions=next(iter(snakemake.input.regions), None),
             labels=next(iter(snakemake.input.labels), None),
-            weights=snakemake.output.weights or None,
-            predictions=snakemake.output.predictions or None,
             responsive_ceiling=snakemake.params.responsive_ceiling,
             seed=snakemake.params.seed,
             threads=snakemake.threads,

@@ -565,7 +565,7 @@ def test_schema_is_closed_and_its_defaults_run(tmp_path, planted):
         for key, part in schema["properties"]["cross_validation"]["properties"].items()
     }
     # Of other rules; outputs
-    for key in ("summary", "readouts", "joint", "universal", "weights", "predictions"):
+    for key in ("summary", "readouts", "joint", "universal", "weights"):
         options.pop(key, None)
     betas, layers, names, *_ = planted
     result = fit(tmp_path, betas, write_features(tmp_path / "f.zarr", layers, names), **options)

@@ -15,7 +15,7 @@ from isocortex.encoding.permutation import permute_stimuli
 from isocortex.encoding.ridge import RidgePlan
 from isocortex.errors import InputError
 
-from .test_encoding import ALPHAS, design, fit, write_betas, write_features
+from .test_encoding import ALPHAS, CV, design, fit, write_betas, write_features
 
 OPTIONS = {
     "z-scoring": {},
@@ -232,18 +232,24 @@ def study(tmp_path):
     return tmp_path, betas, features, given, responses, runs, index, layers
 
 
+def write_weights(folder, betas, features, out, *, name="encoding", **options):
+    encoding.fit_weights(
+        responses=betas,
+        features=features,
+        encoding=folder / f"{name}.zarr",
+        out=out,
+        cross_validation=CV,
+        **options,
+    )
+
+
 def test_predictions_and_scores_agree(study):
     folder, betas, features, _, responses, runs, *_ = study
-    path = folder / "predictions.zarr"
-    result = fit(folder, betas, features, predictions=path)
-    held_out = store.open(path, "encoding_predictions")
-    assert store.verify(path)
+    result = fit(folder, betas, features, predictions=True)
     y = centred(responses, runs)
-    cv = encoding.cross_validation_folds(
-        [str(value) for value in held_out["stimulus"].values], runs
-    )
+    cv = encoding.cross_validation_folds([str(value) for value in result["sample"].values], runs)
     for layer in range(2):
-        got = held_out["prediction"].values[layer].astype(float)
+        got = result["prediction"].values[layer].astype(float)
         scores = [
             [
                 np.corrcoef(got[fold.test_trials, v], y[fold.test_trials, v])[0, 1]
@@ -267,7 +273,8 @@ def test_predictions_and_scores_agree(study):
 def test_weights_equal_scikit_learn_on_all_trials(study, pca):
     folder, betas, features, _, responses, runs, index, layers = study
     path = folder / "weights.zarr"
-    result = fit(folder, betas, features, weights=path, pca=pca, voxel_batch=7)
+    result = fit(folder, betas, features, pca=pca)
+    write_weights(folder, betas, features, path, voxel_batch=7)
     y = centred(responses, runs)
     for row, (layer, values) in enumerate(layers.items()):
         data = store.open(path, "encoding_weights", group=layer)
@@ -424,7 +431,7 @@ def test_one_voxel_constant_features_and_many_units(tmp_path):
     betas = write_betas(tmp_path / "b.zarr", responses, stimuli, runs)
     features = write_features(tmp_path / "f.zarr", layers, names)
     for name, options in (
-        ("ridge", {"permutations": 9, "weights": tmp_path / "w.zarr"}),
+        ("ridge", {"permutations": 9}),
         ("pca", {"pca": 3}),
         ("fractional", {"method": "fractional"}),
     ):
@@ -434,6 +441,7 @@ def test_one_voxel_constant_features_and_many_units(tmp_path):
         assert abs(score[2]) < 0.7
         assert score[3] > 0.5
         assert result["best_layer"].values[0] == 3
+    write_weights(tmp_path, betas, features, tmp_path / "w.zarr", name="ridge")
     flat = store.open(tmp_path / "w.zarr", "encoding_weights", group="constant")
     np.testing.assert_array_equal(flat["weight"].values, 0)
 

@@ -598,6 +598,17 @@ SPECS: dict[str, Spec] = {
             ),
             "region": Array(("region",), "str", "name of the region", required=False),
             "stimulus": Array(("stimulus",), "str", "stimulus or volume id", required=False),
+            "prediction": Array(
+                ("layer", "sample", "voxel"),
+                "f4",
+                "response predicted by a model that was not trained on it; NaN where not tested",
+                required=False,
+            ),
+            "sample": Array(("sample",), "str", "stimulus or volume id", required=False),
+            "sample_run": Array(("sample",), "str", "run of the sample", required=False),
+            "sample_index": Array(
+                ("sample",), "i4", "number of the trial or volume in its store", required=False
+            ),
             "alpha": Array(("layer", "voxel"), "f4", "penalty, geometric mean over folds"),
             "best_layer": Array(("voxel",), "i2", "index of the best layer, -1 where none"),
             "noise_ceiling": Array(("voxel",), "f4", "highest correlation to be expected"),
@@ -632,23 +643,6 @@ SPECS: dict[str, Spec] = {
             **_GEOMETRY,
         },
         attrs=("affine", "shape", "space", "subject", "task", "model", "layer"),
-    ),
-    "encoding_predictions": Spec(
-        doc="Held-out predictions of one subject's responses from the layers of one model",
-        block="voxel",
-        arrays={
-            "prediction": Array(
-                ("layer", "sample", "voxel"),
-                "f4",
-                "response predicted by a model that was not trained on it; NaN where not tested",
-            ),
-            "layer": Array(("layer",), "str", "name of the layer"),
-            "stimulus": Array(("sample",), "str", "stimulus or volume id"),
-            "run": Array(("sample",), "str", "run of the sample"),
-            "index": Array(("sample",), "i4", "number of the trial or volume in its store"),
-            **_GEOMETRY,
-        },
-        attrs=("affine", "shape", "space", "subject", "task", "model", "folds"),
     ),
     "readout": Spec(
         doc="Prediction of one subject's responses from a model's feature maps by a readout",

@@ -18,6 +18,7 @@ from isocortex.encoding.summary import (
     one_sample_inference,
     summarise_encoding,
 )
+from isocortex.encoding.weights import fit_weights
 
 __all__ = [
     "CrossValidation",
@@ -28,6 +29,7 @@ __all__ = [
     "cross_validation_folds",
     "fit_encoding",
     "fit_layers",
+    "fit_weights",
     "gram",
     "one_sample_inference",
     "pearson",

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import dask
 import dask.array
 import numpy as np
 import torch
@@ -48,7 +47,6 @@ from isocortex.encoding.ridge import (
     standardisation,
 )
 from isocortex.encoding.scores import high_enough, normalise, pearson, r2
-from isocortex.encoding.weights import weight_datasets
 from isocortex.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -464,8 +462,7 @@ def fit_encoding(
     permutation_block: float | None = None,
     bootstrap: bool = False,
     responsive_ceiling: float = 0.1,
-    weights: Path | None = None,
-    predictions: Path | None = None,
+    predictions: bool = False,
     regions: Path | None = None,
     labels: Path | None = None,
     min_ceiling: float = 0.05,
@@ -512,9 +509,8 @@ def fit_encoding(
         Keep what each stimulus adds to each region's mean r, see `agreement`.
     responsive_ceiling
         Least explainable share of single-sample variance of the voxels that make that mean.
-    weights, predictions
-        Further stores to write: weights of a fit to all samples at the penalties that the folds
-        chose, and held-out predictions.
+    predictions
+        Keep the held-out predictions in the store.
     regions, labels
         Label image and table of labels, for `alpha_per` region and `bootstrap`.
     min_ceiling
@@ -574,7 +570,7 @@ def fit_encoding(
     held_out = None
     with contextlib.ExitStack() as stack:
         stack.enter_context(deterministic(threads))
-        if bootstrap or predictions is not None:
+        if bootstrap or predictions:
             shape = (len(layers), len(opened.used), n_voxels)
             held_out = stack.enter_context(_scratch(Path(out), shape))
         fit = fit_layers(
@@ -617,13 +613,9 @@ def fit_encoding(
             **{key: design.attrs[key] for key in TIMED if key in design.attrs},
         }
         sources = [responses, features, *([regions, labels] if region is not None else [])]
-        if predictions is not None:
-            made = _predictions_dataset(opened, design, held_out, result.attrs)
-            store.write(made, predictions, spec="encoding_predictions", sources=sources, code=code)
-        if weights is not None:
-            made = weight_datasets(opened, design, fit.alpha, pca=pca, voxel_batch=voxel_batch)
-            with dask.config.set(scheduler="synchronous"):  # blocks are read in turn
-                store.write(made, weights, spec="encoding_weights", sources=sources, code=code)
+        if predictions:
+            result = result.assign(_predictions(opened, design, held_out))
+        manifest = store.write(result, out, spec="encoding", sources=sources, code=code)
     if above := result.attrs["n_scores_above_ceiling"]:
         logger.warning(
             "%s, model %s: %d normalised scores are over 1: their noise ceilings are uncertain",
@@ -633,7 +625,7 @@ def fit_encoding(
         )
     write_subject_maps(Path(maps), result)
     logger.info("%s, model %s: %s; %d voxels", name, design.model, cv.text, n_voxels)
-    return store.write(result, out, spec="encoding", sources=sources, code=code)
+    return manifest
 
 
 @contextlib.contextmanager
@@ -761,24 +753,14 @@ def _dataset(
     )
 
 
-def _predictions_dataset(
-    responses: Responses, design: Design, held_out: np.ndarray, attrs: Mapping[str, Any]
-) -> xr.Dataset:
-    """Held-out predictions as a lazy dataset, a block of voxels at a time."""
+def _predictions(responses: Responses, design: Design, held_out: np.ndarray) -> dict[str, tuple]:
+    """Held-out predictions as a lazy array, a block of voxels at a time."""
     size = max(1, store.SHARD_BYTES // (4 * held_out.shape[0] * held_out.shape[1]))
     values = dask.array.from_array(held_out, chunks=(-1, -1, size), name=False)
     stimuli = np.array(design.cv.stimuli, dtype=object)[design.cv.stimulus]
-    return xr.Dataset(
-        {"prediction": (("layer", "sample", "voxel"), values)},
-        coords={
-            "layer": np.array(design.layers, dtype=object),
-            "stimulus": ("sample", stimuli),
-            "run": ("sample", responses.samples["run"].astype(object)),
-            "index": ("sample", responses.used.astype(np.int32)),
-            **{axis: ("voxel", responses.coords[axis]) for axis in "ijk"},
-        },
-        attrs={
-            key: attrs[key]
-            for key in ("affine", "shape", "space", "subject", "task", "model", "folds")
-        },
-    )
+    return {
+        "prediction": (("layer", "sample", "voxel"), values),
+        "sample": ("sample", stimuli),
+        "sample_run": ("sample", responses.samples["run"].astype(object)),
+        "sample_index": ("sample", responses.used.astype(np.int32)),
+    }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import dask
 import dask.array
@@ -10,7 +12,9 @@ import numpy as np
 import torch
 import xarray as xr
 
-from isocortex.encoding.design import Design, Responses, centre
+from isocortex import store
+from isocortex.device import deterministic
+from isocortex.encoding.design import Design, Responses, centre, design_of, open_responses
 from isocortex.encoding.ridge import gram, standardisation
 
 
@@ -132,3 +136,60 @@ def weight_datasets(
             },
         )
     return out
+
+
+def fit_weights(
+    *,
+    responses: Path,
+    features: Path,
+    encoding: Path,
+    out: Path,
+    cross_validation: Mapping[str, Any],
+    delays: Sequence[float] | None = None,
+    resampling: str = "average",
+    gap: float = 8.0,
+    voxel_batch: int = 1024,
+    seed: int = 0,
+    threads: int = 1,
+    code: str = "",
+) -> Path:
+    """Write the weights of a fit to all samples, at the penalties that the folds chose.
+
+    Parameters
+    ----------
+    responses, features
+        Stores that `fit_encoding` was given.
+    encoding
+        The store that it made: penalties, and whether features are reduced.
+    out
+        The store of weights, one group a layer.
+    cross_validation, delays, resampling, gap, seed
+        As of `fit_encoding`.
+    voxel_batch
+        Voxels that are worked on together.
+    threads
+        Cores.
+    code
+        Code version, for the manifest.
+
+    Returns
+    -------
+    Path
+        The manifest of the store.
+    """
+    opened = open_responses(responses)
+    in_time = {"delays": delays, "resampling": resampling, "gap": gap}
+    design = design_of(
+        opened,
+        features,
+        cross_validation=cross_validation,
+        seed=seed,
+        **(in_time if opened.kind == "volumes" else {}),
+    )
+    chosen = store.open(encoding, "encoding")
+    alpha = chosen["alpha"].sel(layer=list(design.layers)).values
+    pca = chosen.attrs["pca"]
+    with deterministic(threads), dask.config.set(scheduler="synchronous"):
+        made = weight_datasets(opened, design, alpha, pca=pca, voxel_batch=voxel_batch)
+        sources = [responses, features, encoding]
+        return store.write(made, out, spec="encoding_weights", sources=sources, code=code)
