@@ -825,6 +825,89 @@ SPECS: dict[str, Spec] = {
             "n_voxels": Array(("region", "subject"), "i4", "responsive voxels"),
             "region": Array(("region",), "str", "name of the region"),
             "subject": Array(("subject",), "str", "subject label"),
+            **_optional(
+                ("predictor", "region", "subject"),
+                {
+                    "r2": "mean held-out coefficient of determination",
+                    "r2_normalised": "the same over the explainable share of variance",
+                },
+            ),
+            "model_score": Array(
+                ("candidate", "region", "subject"),
+                "f8",
+                "mean r at the layer that is best on average over the other subjects",
+                required=False,
+            ),
+            **_optional(
+                ("candidate", "region"),
+                {"model_layer": "the candidate's best layer on average over all subjects"},
+                kind="str",
+            ),
+            **_optional(
+                ("candidate", "subject"),
+                {"spatial_score": "correlation over regions of depth with place in the hierarchy"},
+            ),
+            **_optional(
+                ("candidate",),
+                {
+                    "spatial_mean": "mean spatial score over subjects",
+                    "spatial_low": "lower end of its interval",
+                    "spatial_high": "upper end of its interval",
+                    "spatial_p": "one-sided p-value of the spatial score",
+                    "spatial_p_corrected": "the same corrected over candidates",
+                },
+            ),
+            "region_place": Array(
+                ("region",), "f8", "place in the hierarchy from 1 on, NaN: none", required=False
+            ),
+            **_optional(
+                ("candidate", "other", "region"),
+                {
+                    "difference": "mean over subjects of model_score of candidate minus other",
+                    "difference_low": "lower end of its interval over subjects",
+                    "difference_high": "upper end of its interval over subjects",
+                    "difference_p": "two-sided p-value over subjects",
+                    "difference_p_fdr": "the same, false discovery rate over pairs and regions",
+                    "difference_p_fwe": "the same, Holm over pairs and regions",
+                    "stimulus_difference": "difference, of the subjects whose encoding stores "
+                    "say what each stimulus adds",
+                    "stimulus_difference_low": "lower end of its interval over stimuli",
+                    "stimulus_difference_high": "upper end of its interval over stimuli",
+                    "stimulus_difference_p": "two-sided p-value over stimuli",
+                    "stimulus_difference_p_fdr": "the same, false discovery rate",
+                    "stimulus_difference_p_fwe": "the same, Holm",
+                },
+            ),
+            **_optional(
+                ("factor", "region"),
+                {
+                    "family_slope": "change of model_score by a tenfold factor, mean over subjects",
+                    "family_rho": "Spearman correlation of model_score with the factor over "
+                    "candidates, mean over subjects",
+                    "family_p": "two-sided p-value of the slope over subjects",
+                    "family_p_models": "two-sided p-value of the correlation over candidates",
+                },
+            ),
+            **_optional(
+                ("factor",),
+                {
+                    "family_spatial_slope": "change of the spatial score by a tenfold factor",
+                    "family_spatial_rho": "its Spearman correlation with the factor",
+                    "family_spatial_p": "two-sided p-value of that slope over subjects",
+                    "family_spatial_p_models": "two-sided p-value over candidates",
+                },
+            ),
+            "family_value": Array(
+                ("factor", "candidate"), "f8", "the factor, NaN where not given", required=False
+            ),
+            **{
+                key: Array((key,), "str", doc, required=False)
+                for key, doc in {
+                    "candidate": "model, joint/name or readout/name",
+                    "other": "the candidates again",
+                    "factor": "name of the factor",
+                }.items()
+            },
             **_PREDICTOR,
         },
         attrs=("task",),
