@@ -33,7 +33,8 @@ def undisturbed(tmp_path_factory):
     config["preprocess"]["resolution"] = 4.0
     # What runs is here to be killed; what it finds is tested on the demo study itself.
     config["searchlight"] = {"run": True, "step": 2}
-    config.pop("rsa")
+    config["features"]["models"] = {"convnet": config["features"]["models"]["convnet"]}
+    config["rsa"] = {"measures": ["correlation"]}
     config.pop("trsa")
     config["report"]["surface"] = False
     (demo.folder / "config.yaml").write_text(yaml.safe_dump(config))
