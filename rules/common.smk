@@ -634,6 +634,30 @@ def task_encoding_manifests(wildcards):
     return manifests_of(task_encodings(wildcards))
 
 
+def task_joints(wildcards):
+    return [
+        joint_store(subject, wildcards.task, name)
+        for subject in STUDY.with_task(wildcards.task)
+        for name in CONFIG["encoding"]["joint"]
+    ]
+
+
+def task_joint_manifests(wildcards):
+    return manifests_of(task_joints(wildcards))
+
+
+def task_readouts(wildcards):
+    return [
+        readout_store(subject, wildcards.task, name)
+        for subject in STUDY.with_task(wildcards.task)
+        for name in CONFIG["encoding"]["readouts"]
+    ]
+
+
+def task_readout_manifests(wildcards):
+    return manifests_of(task_readouts(wildcards))
+
+
 def task_regions(wildcards):
     if not has_regions():
         return []

@@ -187,6 +187,10 @@ rule summarise_encoding:
     input:
         stores=ancient(task_encodings),
         manifests=task_encoding_manifests,
+        joint=ancient(task_joints),
+        joint_manifests=task_joint_manifests,
+        readouts=ancient(task_readouts),
+        readout_manifests=task_readout_manifests,
         regions=ancient(task_regions),
         labels=ancient(first_region_labels),
         region_manifests=task_region_manifests,
@@ -207,6 +211,7 @@ rule summarise_encoding:
         runtime=60,
     params:
         options=CONFIG["encoding"]["summary"],
+        seed=SEED,
         code=code_version("summarise_encoding"),
     script:
         "../workflow/summarise_encoding.py"

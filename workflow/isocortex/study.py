@@ -616,6 +616,7 @@ def _check_choices(study: Study) -> None:
     for path, key in needed.items():
         if not path.is_file():
             raise InputError(f"config: {key} is {str(path)!r}, which is missing: correct the path")
+    _check_encoding_summary(study)
     if study.entry == "bids":
         for label, subject in study.subjects.items():
             if not subject.t1w:
@@ -635,6 +636,36 @@ def _check_choices(study: Study) -> None:
                     f"{study.space}, with no transform (…from-{key.replace('-', '_to-')}…_xfm.h5): "
                     "give the atlas in the data's space"
                 )
+
+
+def _check_encoding_summary(study: Study) -> None:
+    """Refuse a hierarchy of regions, and families of models, that the study does not have."""
+    summary = study.config["encoding"]["summary"]
+    if hierarchy := summary["hierarchy"]:
+        key = "encoding.summary.hierarchy"
+        if not study.config.get("regions"):
+            raise InputError(f"config: {key} needs regions: add regions, or take it out")
+        names = list(bids.read_labels(Path(study.config["regions"]["labels"])).values())
+        for name in hierarchy:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names)}"
+                raise InputError(
+                    f"config: {key} names {name!r}, which is not in regions.labels: {hint}"
+                )
+        if len(hierarchy) < 3:
+            raise InputError(f"config: {key} needs three regions or more: add some, or take it out")
+    for factor, values in summary["families"].items():
+        key = f"encoding.summary.families.{factor}"
+        for model in values:
+            if model not in study.models:
+                near = difflib.get_close_matches(model, study.models, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else "add it there"
+                raise InputError(
+                    f"config: {key} names {model!r}, which is not in features.models: {hint}"
+                )
+        if len(set(values.values())) < 2:
+            raise InputError(f"config: {key} is the same for all models: correct it, or remove it")
 
 
 def _check_readouts(study: Study) -> None:

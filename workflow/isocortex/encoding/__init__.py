@@ -4,6 +4,7 @@ from isocortex.encoding.agreement import stimulus_agreement
 from isocortex.encoding.fit import cross_validated_scores, fit_encoding, fit_layers
 from isocortex.encoding.folds import CrossValidation, cross_validation_folds
 from isocortex.encoding.fractional import plan_fractional
+from isocortex.encoding.inference import one_sample_inference
 from isocortex.encoding.ridge import (
     Samples,
     Targets,
@@ -14,10 +15,7 @@ from isocortex.encoding.ridge import (
     ridge_cv,
     standardisation,
 )
-from isocortex.encoding.summary import (
-    one_sample_inference,
-    summarise_encoding,
-)
+from isocortex.encoding.summary import summarise_encoding
 from isocortex.encoding.weights import fit_weights
 
 __all__ = [

@@ -737,6 +737,7 @@ def _dataset(
             "task": responses.task,
             "model": design.model,
             "kind": responses.kind,
+            **({"TR": responses.attrs["TR"]} if responses.kind == "volumes" else {}),
             "folds": design.cv.text,
             "min_ceiling": min_ceiling,
             "score_average": "plain mean over folds of Pearson r over a fold's test trials",

@@ -2,13 +2,24 @@
 
 import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
 from isocortex import bids, provenance, store
+from isocortex.encoding.differences import (
+    ModelScores,
+    scores_without,
+    select_layers,
+    stimulus_differences,
+    stimulus_influence,
+    subject_differences,
+)
+from isocortex.encoding.families import family_relations
+from isocortex.encoding.hierarchy import spatial_inference
+from isocortex.encoding.inference import one_sample_inference
 from isocortex.encoding.maps import legend, regions_of_voxels, write_map
 from isocortex.errors import InputError
 from isocortex.multiple_tests import CORRECTIONS, correct_p
@@ -16,49 +27,16 @@ from isocortex.multiple_tests import CORRECTIONS, correct_p
 logger = logging.getLogger(__name__)
 
 INDIVIDUAL_SPACES = ("T1w", "bold", "boldref", "func", "scanner", "none")  # no common anatomy
-
-
-def one_sample_inference(
-    scores: np.ndarray, *, confidence: float = 0.95
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, interval and p-value of correlations over subjects.
-
-    Parameters
-    ----------
-    scores
-        Correlations (r, never r2, whose mean is above 0 by chance alone), shape (..., subjects);
-        NaN for subjects without a score.
-    confidence
-        Coverage of the interval.
-
-    Returns
-    -------
-    mean, low, high, p
-        Shape (...). Mean and t interval of Fisher z, transformed back to r; p of the one-sided
-        one-sample t-test of z above 0. With fewer than two subjects interval and p are NaN.
-    """
-    import scipy.stats  # here, because fitting a subject should not wait for its import
-
-    z = np.arctanh(np.clip(np.asarray(scores, float), -1 + 1e-9, 1 - 1e-9))
-    n = np.isfinite(z).sum(-1)
-    enough = n > 1
-    safe = np.maximum(n, 1)
-    mean = np.where(n > 0, np.nansum(z, -1) / safe, np.nan)
-    deviation = np.nansum((z - mean[..., None]) ** 2, -1)
-    error = np.sqrt(deviation / np.maximum(n - 1, 1) / safe)
-    freedom = np.maximum(n - 1, 1)
-    margin = np.where(enough, error * scipy.stats.t.ppf(0.5 + confidence / 2, freedom), np.nan)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = mean / error
-    # No spread at all: certain where the mean is above 0, no evidence otherwise
-    t = np.where(error > 0, t, np.where(mean > 0, np.inf, -np.inf))
-    p = np.where(enough, scipy.stats.t.sf(t, freedom), np.nan)
-    return np.tanh(mean), np.tanh(mean - margin), np.tanh(mean + margin), p
+DEPTHS = ("best", "mean")
+MEANS = ("score", "score_normalised", "r2", "r2_normalised")
+STIMULUS_BLOCK = 40.0  # s of a continuous task that are resampled together
 
 
 def summarise_encoding(
     *,
     stores: Sequence[Path],
+    joint: Sequence[Path] = (),
+    readouts: Sequence[Path] = (),
     regions: Sequence[Path] = (),
     labels: Path | None = None,
     out: Path,
@@ -67,6 +45,10 @@ def summarise_encoding(
     responsive_ceiling: float = 0.1,
     correction: str = "holm",
     confidence: float = 0.95,
+    hierarchy: Sequence[str] = (),
+    depth: str = "best",
+    families: Mapping[str, Mapping[str, float]] | None = None,
+    seed: int = 0,
     code: str = "",
 ) -> Path:
     """Write the study's encoding summary: store, table and group maps.
@@ -75,6 +57,9 @@ def summarise_encoding(
     ----------
     stores
         Encoding stores of all subjects and models of one task.
+    joint, readouts
+        Stores of its joint models and readouts: predictors `joint/<name>` and `readout/<name>`,
+        whose model is that and whose layer is the name.
     regions
         One label image a subject, on the grid of its stores; its name holds `sub-<label>`.
     labels
@@ -94,6 +79,15 @@ def summarise_encoding(
         `holm`, `fdr` or `none`, over all predictors and regions.
     confidence
         Coverage of the interval.
+    hierarchy
+        Regions from low to high: spatial scores are computed where there are any.
+    depth
+        Of a model in a region: `best`, the layer with the highest mean r, or `mean`, the mean
+        over voxels of the number of their best layer.
+    families
+        A number above 0 for each model of a factor, such as its size.
+    seed
+        Of permutations of regions and models.
     code
         Code version, for the manifest.
 
@@ -105,8 +99,12 @@ def summarise_encoding(
     Raises
     ------
     InputError
-        Where regions are missing for a subject or lie on another grid.
+        Where regions are missing for a subject or lie on another grid, or the hierarchy names
+        others.
     """
+    families = families or {}
+    if depth not in DEPTHS:
+        raise InputError(f"unknown encoding.summary.depth {depth!r}: write best or mean")
     if correction not in CORRECTIONS:
         raise InputError(
             f"unknown correction {correction!r} in encoding.summary.correction: write one of "
@@ -114,7 +112,17 @@ def summarise_encoding(
         )
     names = bids.read_labels(labels) if labels else {1: "all"}
     by_subject = {bids.entities(Path(path).name)[0].get("sub", ""): Path(path) for path in regions}
-    opened = [store.open(path, "encoding") for path in stores]
+    for name in hierarchy:
+        if name not in names.values():
+            raise InputError(
+                f"encoding.summary.hierarchy names {name!r}, which is no region: choose from "
+                f"{', '.join(names.values())}"
+            )
+    opened = [
+        *(store.open(path, "encoding") for path in stores),
+        *(_as_layer(store.open(path, "encoding_joint"), "joint", "joint") for path in joint),
+        *(_as_layer(store.open(path, "readout"), "readout", "name") for path in readouts),
+    ]
     if not opened:
         raise InputError("no encoding stores to summarise: name at least one subject and model")
     subjects = list(dict.fromkeys(str(data.attrs["subject"]) for data in opened))
@@ -128,8 +136,10 @@ def summarise_encoding(
             for layer in data["layer"].values
         )
     )
+    candidates = list(dict.fromkeys(model for model, _ in predictors))
     shape = (len(predictors), len(names), len(subjects))
-    score, normalised = np.full(shape, np.nan), np.full(shape, np.nan)
+    means = {key: np.full(shape, np.nan) for key in MEANS}
+    depths = np.full((len(candidates), len(subjects), len(names)), np.nan)
     n_voxels = np.zeros(shape[1:], np.int32)
     without_ceiling = []
     region_of: dict[str, np.ndarray] = {}
@@ -143,22 +153,25 @@ def summarise_encoding(
                 else np.ones(data.sizes["voxel"], int)
             )
         ceiling = data["noise_ceiling"].values.astype(float)
-        responsive = np.isfinite(data["score"].values).any(0)
+        values = {key: data[key].values for key in MEANS if key in data}
+        responsive = np.isfinite(values["score"]).any(0)
         if np.isfinite(ceiling).any():
             responsive &= np.nan_to_num(ceiling) ** 2 >= responsive_ceiling
         elif subject not in without_ceiling:
             without_ceiling.append(subject)
-        values, over_ceiling = data["score"].values, data["score_normalised"].values
-        rows = [
-            predictors.index((str(data.attrs["model"]), str(layer)))
-            for layer in data["layer"].values
-        ]
+        model = str(data.attrs["model"])
+        rows = [predictors.index((model, str(layer))) for layer in data["layer"].values]
         for index, label in enumerate(names):
             members = responsive & (region_of[subject] == label)
-            n_voxels[index, column] = members.sum()
+            # A readout may lack voxels that linear models have
+            n_voxels[index, column] = max(n_voxels[index, column], members.sum())
             if members.any():
-                score[rows, index, column] = _mean(values[:, members])
-                normalised[rows, index, column] = _mean(over_ceiling[:, members])
+                for key, array in values.items():
+                    means[key][rows, index, column] = _mean(array[:, members])
+                depths[candidates.index(model), column, index] = _depth(
+                    values["score"][:, members], depth
+                )
+    score = means["score"]
 
     mean, low, high, p = one_sample_inference(score, confidence=confidence)
     corrected = correct_p(p, correction=correction)
@@ -190,10 +203,47 @@ def summarise_encoding(
     attrs["maps"] = _write_group_maps(
         Path(maps), opened, subjects, texts, attrs["task"], predictors
     )
+    models = [model for model, _ in predictors]
+    selected = select_layers(score, models, candidates)
+    left_out = scores_without(score, models, candidates)
+    further = _models(
+        selected, left_out, predictors=predictors, candidates=candidates, confidence=confidence
+    )
+    regional = list(names.values())
+    further |= _spatial(
+        depths, regional, hierarchy, correction=correction, confidence=confidence, seed=seed
+    )
+    further |= _families(
+        families,
+        candidates,
+        selected.score,
+        left_out=left_out,
+        spatial=further.get("spatial_score"),
+        seed=seed,
+    )
+    over_stimuli = _over_stimuli(
+        opened,
+        selected,
+        candidates,
+        subjects,
+        predictors=predictors,
+        names=regional,
+        confidence=confidence,
+    )
+    further |= over_stimuli
+    attrs |= {
+        "hierarchy": list(hierarchy),
+        "depth": depth,
+        "over_stimuli": bool(over_stimuli),
+    }
     result = xr.Dataset(
         {
-            "score": (("predictor", "region", "subject"), score),
-            "score_normalised": (("predictor", "region", "subject"), normalised),
+            **{
+                key: (("predictor", "region", "subject"), values)
+                for key, values in means.items()
+                if not key.startswith("r2") or np.isfinite(values).any()
+            },
+            **further,
             "mean": (by_predictor, mean),
             "interval_low": (by_predictor, low),
             "interval_high": (by_predictor, high),
@@ -216,9 +266,184 @@ def summarise_encoding(
         result,
         out,
         spec="encoding_summary",
-        sources=[*stores, *regions, *([labels] if labels else [])],
+        sources=[*stores, *joint, *readouts, *regions, *([labels] if labels else [])],
         code=code,
     )
+
+
+def _as_layer(data: xr.Dataset, kind: str, key: str) -> xr.Dataset:
+    """A store of one prediction as an encoding store of one layer, named after it."""
+    name = str(data.attrs[key])
+    arrays = [array for array in MEANS if array in data]
+    return (
+        data[[*arrays, "noise_ceiling", *"ijk"]]
+        .assign({array: data[array].expand_dims("layer") for array in arrays})
+        .assign_coords(layer=np.array([name], dtype=object))
+        .assign_attrs(model=f"{kind}/{name}")
+    )
+
+
+def _depth(score: np.ndarray, depth: str) -> float:
+    """How deep in a model the layer is that predicts a region best; NaN with a single layer."""
+    scored = np.isfinite(score).any(0)
+    if len(score) < 2 or not scored.any():
+        return np.nan
+    if depth == "mean":
+        return float(np.nan_to_num(score[:, scored], nan=-np.inf).argmax(0).mean())
+    return float(np.nan_to_num(_mean(score), nan=-np.inf).argmax())
+
+
+def _models(
+    selected: ModelScores,
+    left_out: Sequence[np.ndarray],
+    *,
+    predictors: Sequence[tuple[str, str]],
+    candidates: Sequence[str],
+    confidence: float,
+) -> dict[str, object]:
+    """Arrays of models at their best layer, and of their differences over subjects."""
+    layers = np.array([*(layer for _, layer in predictors), ""], dtype=object)  # -1 is none
+    found = subject_differences(selected.score, left_out, confidence=confidence)
+    return {
+        "model_score": (("candidate", "region", "subject"), selected.score),
+        "model_layer": (("candidate", "region"), layers[selected.best]),
+        **_pairs("difference", found),
+        "candidate": np.array(candidates, dtype=object),
+        "other": np.array(candidates, dtype=object),
+    }
+
+
+def _pairs(prefix: str, found: Mapping[str, np.ndarray]) -> dict[str, tuple]:
+    """Arrays over pairs of models under the names that the store has for them."""
+    return {
+        prefix if key == "difference" else f"{prefix}_{key}": (
+            ("candidate", "other", "region"),
+            values,
+        )
+        for key, values in found.items()
+    }
+
+
+def _spatial(
+    depths: np.ndarray,
+    names: Sequence[str],
+    hierarchy: Sequence[str],
+    *,
+    correction: str,
+    confidence: float,
+    seed: int,
+) -> dict[str, tuple]:
+    """Arrays of spatial scores, where there is a hierarchy."""
+    if not hierarchy:
+        return {}
+    place = np.array([hierarchy.index(n) + 1.0 if n in hierarchy else np.nan for n in names])
+    score, mean, low, high, p = spatial_inference(depths, place, confidence=confidence, seed=seed)
+    of_models = {
+        "spatial_mean": mean,
+        "spatial_low": low,
+        "spatial_high": high,
+        "spatial_p": p,
+        "spatial_p_corrected": correct_p(p, correction=correction),
+    }
+    return {
+        "region_place": ("region", place),
+        "spatial_score": (("candidate", "subject"), score),
+        **{key: ("candidate", values) for key, values in of_models.items()},
+    }
+
+
+def _families(
+    families: Mapping[str, Mapping[str, float]],
+    candidates: Sequence[str],
+    score: np.ndarray,
+    *,
+    left_out: Sequence[np.ndarray],
+    spatial: tuple | None,
+    seed: int,
+) -> dict[str, object]:
+    """Arrays of how scores go with each factor, where there are any."""
+    if not families:
+        return {}
+    keys = ("slope", "rho", "p", "p_models")
+    value = np.array(
+        [
+            [float(of_models.get(candidate, np.nan)) for candidate in candidates]
+            for of_models in families.values()
+        ]
+    )
+    found = [family_relations(score, factor, left_out=left_out, seed=seed) for factor in value]
+    arrays = {
+        f"family_{key}": (("factor", "region"), np.stack(values))
+        for key, values in zip(keys, zip(*found, strict=True), strict=True)
+    }
+    if spatial is not None:
+        found = [family_relations(spatial[1], factor, seed=seed) for factor in value]
+        arrays |= {
+            f"family_spatial_{key}": ("factor", np.stack(values))
+            for key, values in zip(keys, zip(*found, strict=True), strict=True)
+        }
+    return {
+        **arrays,
+        "family_value": (("factor", "candidate"), value),
+        "factor": np.array(list(families), dtype=object),
+    }
+
+
+def _over_stimuli(
+    opened: Iterable[xr.Dataset],
+    selected: ModelScores,
+    candidates: Sequence[str],
+    subjects: Sequence[str],
+    *,
+    predictors: Sequence[tuple[str, str]],
+    names: Sequence[str],
+    confidence: float,
+) -> dict[str, tuple]:
+    """Arrays of differences over stimuli, where encoding stores say what each stimulus adds."""
+    opened = [
+        data
+        for data in opened
+        if "agreement" in data and set(names) <= set(map(str, data["region"].values))
+    ]
+    units = [_units(data) for data in opened]
+    number: dict[str, int] = {}
+    for of_store in units:
+        for unit in of_store:
+            number.setdefault(unit, len(number))
+    found = {}
+    for data, of_store in zip(opened, units, strict=True):
+        model, subject = str(data.attrs["model"]), str(data.attrs["subject"])
+        row, column = candidates.index(model), subjects.index(subject)
+        layer = {
+            predictors.index((model, str(name))): index
+            for index, name in enumerate(data["layer"].values)
+        }
+        regions = list(map(str, data["region"].values))
+        agreement = np.full((len(names), data.sizes["stimulus"]), np.nan)
+        values = data["agreement"].values
+        for index, name in enumerate(names):
+            chosen = selected.chosen[row, index, column]
+            if chosen >= 0:
+                agreement[index] = values[layer[chosen], regions.index(name)]
+        which = np.array([number[unit] for unit in of_store])
+        found[row, column] = stimulus_influence(agreement, which, len(number))
+    if not found:
+        return {}
+    shape = (len(candidates), len(names), len(subjects))
+    return _pairs("stimulus_difference", stimulus_differences(found, shape, confidence=confidence))
+
+
+def _units(data: xr.Dataset) -> list[str]:
+    """What each stimulus of a store is resampled with: itself, or its block of volumes."""
+    stimuli = [str(stimulus) for stimulus in data["stimulus"].values]
+    if data.attrs.get("kind") != "volumes":
+        return stimuli
+    size = max(1, round(STIMULUS_BLOCK / float(data.attrs["TR"])))
+    units = []
+    for stimulus in stimuli:
+        run, _, volume = stimulus.rpartition("#")
+        units.append(f"{run}#{int(volume) // size}")
+    return units
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
