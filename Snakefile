@@ -26,6 +26,7 @@ rule all:
     input:
         target_reports(),
         target_preprocess(),
+        target_encoding(),
 
 
 rule preprocess:
