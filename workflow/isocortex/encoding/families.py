@@ -46,26 +46,19 @@ def family_relations(
     of_family = np.isfinite(factor)
     x = np.log10(np.asarray(factor, float)[of_family])
 
-    def relations(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Slope and Spearman correlation of each subject."""
-        slopes, rhos = np.full((2, *values.shape[:-1]), np.nan)
-        for place in np.ndindex(values.shape[:-1]):
-            known = np.isfinite(values[place])
-            if known.sum() >= FEWEST_MODELS and np.ptp(x[known]) > 0:
-                y, of = values[place][known], x[known]
-                slopes[place] = np.cov(of, y)[0, 1] / of.var(ddof=1)
-                rhos[place] = _pearson(rankdata(of), rankdata(y))
-        return slopes, rhos
-
     def by_subject(values: np.ndarray) -> np.ndarray:
         return np.moveaxis(np.asarray(values, float), 0, -1)[..., of_family]
 
     values = by_subject(values)
-    slopes, rhos = relations(values)
+    slopes = _slopes(values, x)
     slope, _, p = t_test(slopes)
     if left_out is not None:
-        without = [t_test(relations(by_subject(part))[0])[0] for part in left_out]
+        without = [t_test(_slopes(by_subject(part), x))[0] for part in left_out]
         slope, _, p = jackknife_test(slopes, np.stack(without, axis=-1))
+    rhos = np.full(slopes.shape, np.nan)
+    for place in zip(*np.nonzero(np.isfinite(slopes)), strict=True):
+        known = np.isfinite(values[place])
+        rhos[place] = _pearson(rankdata(x[known]), rankdata(values[place][known]))
     rho = t_test(rhos)[0]
     p_models = np.full(slope.shape, np.nan)
     for place in np.ndindex(slope.shape):
@@ -74,6 +67,17 @@ def family_relations(
             mean = values[place][complete].mean(0)
             p_models[place] = permutation_p(rankdata(mean), rankdata(x), seed=seed)
     return slope, rho, p, p_models
+
+
+def _slopes(values: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Slope over the last axis of known values on x; NaN with too few or with one x alone."""
+    known = np.isfinite(values)
+    count = np.maximum(known.sum(-1, keepdims=True), 1)
+    centred = np.where(known, x - np.where(known, x, 0).sum(-1, keepdims=True) / count, 0)
+    spread = (centred**2).sum(-1)
+    enough = (known.sum(-1) >= FEWEST_MODELS) & (spread > 1e-12)
+    product = (centred * np.where(known, values, 0)).sum(-1)
+    return np.where(enough, product / np.where(enough, spread, 1), np.nan)
 
 
 def _pearson(x: np.ndarray, y: np.ndarray) -> float:

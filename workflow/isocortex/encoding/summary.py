@@ -176,7 +176,7 @@ def summarise_encoding(
     mean, low, high, p = one_sample_inference(score, confidence=confidence)
     corrected = correct_p(p, correction=correction)
     n_subjects = np.isfinite(score).sum(-1).astype(np.int32)
-    texts = [f"{model}/{layer}" for model, layer in predictors]
+    texts = [_label(model, layer) for model, layer in predictors]
     ranking = np.nan_to_num(mean, nan=-np.inf)
     best = [
         texts[int(ranking[:, index].argmax())] if np.isfinite(mean[:, index]).any() else ""
@@ -281,6 +281,11 @@ def _as_layer(data: xr.Dataset, kind: str, key: str) -> xr.Dataset:
         .assign_coords(layer=np.array([name], dtype=object))
         .assign_attrs(model=f"{kind}/{name}")
     )
+
+
+def _label(model: str, layer: str) -> str:
+    """Label of a predictor: model/layer, joint/name or readout/name."""
+    return model if model in (f"joint/{layer}", f"readout/{layer}") else f"{model}/{layer}"
 
 
 def _depth(score: np.ndarray, depth: str) -> float:
@@ -423,7 +428,7 @@ def _over_stimuli(
         values = data["agreement"].values
         for index, name in enumerate(names):
             chosen = selected.chosen[row, index, column]
-            if chosen >= 0:
+            if chosen in layer:
                 agreement[index] = values[layer[chosen], regions.index(name)]
         which = np.array([number[unit] for unit in of_store])
         found[row, column] = stimulus_influence(agreement, which, len(number))
@@ -483,7 +488,7 @@ def _write_table(
         for column, region in enumerate(names.values()):
             for row, (model, layer) in enumerate(predictors):
                 numbers = [array[row, column] for array in (mean, low, high, p, corrected)]
-                row_best = int(f"{model}/{layer}" == best[column])
+                row_best = int(_label(model, layer) == best[column])
                 tail = [n_subjects[row, column], text(n_voxels[column].mean()), row_best]
                 writer.writerow([region, model, layer, *map(text, numbers), *tail])
 
