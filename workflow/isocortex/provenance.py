@@ -129,6 +129,7 @@ def fingerprint(path: str | Path) -> str:
         return ""
 
 
+@functools.cache
 def _module_files(name: str) -> list[Path]:
     """Return the files of an ``isocortex`` module or, of a package, of all of it."""
     base = PACKAGE.joinpath(*name.split(".")) if name else PACKAGE
@@ -139,10 +140,14 @@ def _module_files(name: str) -> list[Path]:
     return []
 
 
-def _imported_files(source: str) -> list[Path]:
-    """Return the package's files that a source text imports."""
+@functools.cache
+def _imported_files(file: Path) -> list[Path]:
+    """Return the package's files that a file imports.
+
+    Kept, because every job reads all rules, and their scripts import much of the same.
+    """
     found: list[Path] = []
-    for module, names, plain in _IMPORT.findall(source):
+    for module, names, plain in _IMPORT.findall(file.read_text()):
         if plain:
             found += _module_files(plain)
             continue
@@ -171,7 +176,7 @@ def code_files(script: str) -> tuple[Path, ...]:
         if file in seen:
             continue
         seen[file] = None
-        waiting += _imported_files(file.read_text())
+        waiting += _imported_files(file)
     templates = SCRIPTS / "report"
     if any(file.parent.name == "report" for file in seen) and templates.is_dir():
         # A report's look is code too.
