@@ -856,10 +856,16 @@ def subject_stores(kind):
         if kind == "searchlight_surface":
             surface = has_surface_searchlight()
             return [surface_searchlight_store(subject, t) for t in tasks if surface]
+        if kind == "encoding_joint":
+            names, store = CONFIG["encoding"]["joint"], joint_store
+        elif kind == "readout":
+            names, store = CONFIG["encoding"]["readouts"], readout_store
+        else:
+            names, store = STUDY.models, encoding_store
         return [
-            encoding_store(subject, task, model)
+            store(subject, task, name)
             for task in own
-            for model in STUDY.models
+            for name in names
             if has_responses()
         ]
 
@@ -886,6 +892,20 @@ def subject_regions(name):
         return [f"{regions_prefix(wildcards.subject, task)}_{name}" for task in tasks]
 
     return files
+
+
+def report_regions(ending):
+    """Return a file of all subjects' regions where the study's report has means over them."""
+    asked = CONFIG["encoding"]
+    if not has_regions() or not (
+        asked["joint"] or asked["readouts"] or asked["universal"]
+    ):
+        return []
+    return [
+        f"{regions_prefix(subject, task)}_{ending}"
+        for task in STUDY.tasks
+        for subject in STUDY.with_task(task)
+    ]
 
 
 def subject_figures(wildcards):
@@ -942,10 +962,10 @@ def study_confounds():
 
 
 def study_plain_manifests():
-    """Return the manifests of the study's preprocessing."""
+    """Return the manifests of the study's preprocessing, and of the regions that it reports by."""
     return [
         path for subject in STUDY.subjects for path in preprocess_manifests(subject)
-    ]
+    ] + report_regions("manifest.json")
 
 
 def subject_anatomy(wildcards):

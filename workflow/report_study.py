@@ -6,7 +6,8 @@ from isocortex.report import report_study
 STORES = (
     *("scores", "partition", "identification", "topology", "layers", "dependence", "persistence"),
     *("encoding_summary", "searchlight", "searchlight_surface"),
-    *("rdms", "model_rdms", "encoding", "betas", "confounds", "manifests"),
+    *("rdms", "model_rdms", "encoding", "joint", "readouts", "universal", "betas"),
+    *("regions", "region_labels", "confounds", "manifests"),
 )
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ if __name__ == "__main__":
             searchlight=list(snakemake.input.get("searchlight", [])),
             searchlight_surface=list(snakemake.input.get("searchlight_surface", [])),
             encoding=list(snakemake.input.get("encoding", [])),
+            joint=list(snakemake.input.get("joint", [])),
+            readouts=list(snakemake.input.get("readouts", [])),
             manifests=list(snakemake.input.get("manifests", [])),
             anatomy=dict(snakemake.params.get("anatomy", {})),
             stimuli=dict(snakemake.params.get("stimuli", {})),

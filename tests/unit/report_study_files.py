@@ -345,6 +345,184 @@ def _write_subject(files, put, subject, rng, names, geometry, voxels, region_of,
         files.by_kind.setdefault("confounds", []).append(path)
 
 
+def write_predictors(files: StudyFiles, *, seed: int = 1) -> None:
+    """Add joint models, readouts, permutation tests, a universal encoder and model comparisons.
+
+    Of the joint model `mix` the space `edges` has the largest share in V1, V2 and V4 and `objects`
+    in the others. Readout `field` is .05 above the scores of the best layer of convnet, `route` .05
+    below. The universal encoder is above the own encoder in all subjects but the last, who is new.
+    """
+    rng = np.random.default_rng(seed)
+    parts: dict[str, list] = {}
+    of_convnet = [path for path in files.of("encoding") if "model-convnet" in path.name]
+    for subject, path, image in zip(files.subjects, of_convnet, files.of("regions"), strict=True):
+        dataset = store.open(path, "encoding").load()
+        score = dataset["score"].values
+        n = score.shape[1]
+        voxels = {axis: ("voxel", dataset[axis].values) for axis in "ijk"}
+        geometry = {key: dataset.attrs[key] for key in ("affine", "shape", "space")}
+        attrs = geometry | {"subject": subject, "task": "objects", "min_ceiling": 0.05}
+        attrs |= {"folds": "3 runs, leave one out", "device": "cpu"}
+        label = np.asarray(nib.load(image).dataobj)[tuple(v for _, v in voxels.values())]
+        early = (label > 0) & (label <= 3)
+        top = score.max(axis=0)
+        # A region's best layer by its mean, which readouts are compared with.
+        best = top.copy()
+        for value in np.unique(label[label > 0]):
+            inside = label == value
+            best[inside] = score[score[:, inside].mean(axis=1).argmax()][inside]
+
+        def keep(kind: str, made: xr.Dataset, name: str, spec: str) -> None:
+            target = files.root / "more" / name
+            store.write(_complete(made, spec), target, spec=spec, code="c0de" * 4)
+            files.by_kind.setdefault(kind, []).append(target)
+
+        p = np.clip(0.5 - score, 1e-4, 1).astype("f4")
+        tests = {"p": p / 4, "p_fdr": p / 3, "p_fwe": np.where(score > 0.3, 0.01, 0.9)}
+        keep(
+            "encoding_tested",
+            dataset.assign({k: (("layer", "voxel"), v.astype("f4")) for k, v in tests.items()})
+            .assign(r2=(("layer", "voxel"), score**2))
+            .assign_attrs(permutations=200, kind="volumes", delays=[2.0, 4.0], pca=20),
+            f"sub-{subject}_task-objects_model-convnet_encoding.zarr",
+            "encoding",
+        )
+        full = np.maximum(top, 0) ** 2
+        shares = np.stack([np.where(early, 0.7, 0.2) * full, np.where(early, 0.3, 0.8) * full])
+        shares[:, label == 0] = 0.01 * rng.standard_normal((2, int((label == 0).sum())))
+        alone = {"score": top, "r2": full, "score_normalised": top / 0.7}
+        alone |= {"noise_ceiling": np.full(n, 0.7)}
+        alone = {key: ("voxel", values.astype("f4")) for key, values in alone.items()}
+        keep(
+            "joint",
+            xr.Dataset(
+                {
+                    **alone,
+                    "product_measure": (("space", "voxel"), shares.astype("f4")),
+                    "unique": (("space", "voxel"), (0.6 * shares).astype("f4")),
+                },
+                coords={
+                    "space": np.array(["edges", "objects"], dtype=object),
+                    "source": ("space", np.array(["gabor", "convnet/layer6"], dtype=object)),
+                    **voxels,
+                },
+                attrs=attrs
+                | {"model": "mix", "joint": "mix", "method": "banded", "candidates": 100},
+            ),
+            f"sub-{subject}_task-objects_joint-mix.zarr",
+            "encoding_joint",
+        )
+        loss = 1 / np.arange(1, 9) + np.array([[0.0], [0.1]])
+        loss[1, 6:] = np.nan
+        for name, kind, gain in (("field", "gaussian", 0.05), ("route", "routing", -0.05)):
+            more = {}
+            if kind == "gaussian":
+                angle = rng.uniform(0, 2 * np.pi, n)
+                reach = rng.uniform(0, 4, n)
+                more = {"x": reach * np.cos(angle), "y": reach * np.sin(angle)}
+                more["size"] = 0.4 + 0.3 * reach
+                more = {key: ("voxel", values.astype("f4")) for key, values in more.items()}
+            else:
+                maps = rng.gamma(2, 1, (len(REGIONS), 7, 7))
+                maps /= maps.sum(axis=(1, 2), keepdims=True)
+                more["attention"] = (("query", "row", "column"), maps.astype("f4"))
+                more["query"] = ("query", np.array(REGIONS, dtype=object))
+            weight = np.full((2, n), 0.5, "f4")
+            keep(
+                "readouts",
+                xr.Dataset(
+                    {
+                        **alone,
+                        **more,
+                        "score": ("voxel", (best + gain).astype("f4")),
+                        "layer_weight": (("layer", "voxel"), weight),
+                        "preferred_layer": ("voxel", np.ones(n, np.int16)),
+                        "training_loss": (("fold", "epoch"), loss),
+                        "validation_loss": (("fold", "epoch"), loss + 0.1),
+                        "n_epochs": ("fold", np.array([8, 6], np.int32)),
+                    },
+                    coords={"layer": np.array(["layer5", "layer6"], dtype=object), **voxels},
+                    attrs=attrs
+                    | {"model": "convnet", "name": name, "kind": kind, "samples": "trials"}
+                    | {"field_units": "degrees of visual angle", "field_of_view": 8.0},
+                ),
+                f"sub-{subject}_task-objects_readout-{name}.zarr",
+                "readout",
+            )
+        inside = np.isin(label, np.arange(1, 7))
+        own = score[score[:, inside].mean(axis=1).argmax()]
+        new = subject == files.subjects[-1]
+        parts.setdefault("score", []).append(own + (-0.04 if new else 0.02))
+        parts.setdefault("subject", []).append(np.full(n, subject, dtype=object))
+        for axis in "ijk":
+            parts.setdefault(axis, []).append(voxels[axis][1])
+    joined = {key: np.concatenate(values) for key, values in parts.items()}
+    total = len(joined["score"])
+    keep(
+        "universal",
+        xr.Dataset(
+            {
+                "score": ("location", joined["score"].astype("f4")),
+                "noise_ceiling": ("location", np.full(total, 0.7, "f4")),
+                "embedding": (("component", "location"), np.zeros((2, total), "f4")),
+                "training_loss": (("fold", "epoch"), loss),
+                "validation_loss": (("fold", "epoch"), loss + 0.1),
+            },
+            coords={
+                "layer": np.array(["layer5", "layer6"], dtype=object),
+                **{key: ("location", joined[key]) for key in ("subject", *"ijk")},
+            },
+            attrs={
+                "space": geometry["space"],
+                **{k: dict.fromkeys(files.subjects, geometry[k]) for k in ("affine", "shape")},
+                **{"task": "objects", "model": "convnet", "name": "crowd", "min_ceiling": 0.05},
+                **{"subjects": files.subjects, "new_subjects": files.subjects[-1:]},
+                **{"n_trials": dict.fromkeys(files.subjects, 72), "folds": "3 folds"},
+            },
+        ),
+        "task-objects_universal-crowd.zarr",
+        "universal",
+    )
+    summary = store.open(files.of("encoding_summary")[0], "encoding_summary").load()
+    models = list(LAYERS)
+    pairs = ("candidate", "other", "region")
+    height = np.array([0.3, 0.2, 0.1])
+    gap = np.repeat((height[:, None] - height[None])[:, :, None], len(REGIONS), axis=2)
+    p = np.where(np.abs(gap) > 0.15, 0.001, 0.2)
+    p[np.eye(3, dtype=bool)] = gap[np.eye(3, dtype=bool)] = np.nan
+    spatial = np.array([[0.9, 0.8, 0.7], [0.1, 0.0, -0.1], [np.nan] * 3])
+    by_subject = np.broadcast_to(height[:, None, None], (3, len(REGIONS), len(files.subjects)))
+    slope = np.full((1, len(REGIONS)), 0.1)
+    keep(
+        "summary_compared",
+        summary.assign(
+            {
+                "model_score": (("candidate", "region", "subject"), by_subject),
+                "spatial_score": (("candidate", "subject"), spatial),
+                "spatial_mean": ("candidate", np.array([0.8, 0.0, np.nan])),
+                "spatial_low": ("candidate", np.array([0.6, -0.2, np.nan])),
+                "spatial_high": ("candidate", np.array([1.0, 0.2, np.nan])),
+                "spatial_p": ("candidate", np.array([0.002, 0.5, np.nan])),
+                "spatial_p_corrected": ("candidate", np.array([0.004, 0.5, np.nan])),
+                "difference": (pairs, gap),
+                "difference_low": (pairs, gap - 0.05),
+                "difference_high": (pairs, gap + 0.05),
+                **{f"difference_{key}": (pairs, p) for key in ("p", "p_fdr", "p_fwe")},
+                "family_slope": (("factor", "region"), slope),
+                "family_rho": (("factor", "region"), np.full_like(slope, 0.5)),
+                "family_p": (("factor", "region"), np.where(np.arange(6) < 2, 0.01, 0.4)[None]),
+                "family_value": (("factor", "candidate"), np.array([[1e6, 1e5, 1e4]])),
+            }
+        ).assign_coords(
+            candidate=np.array(models, dtype=object),
+            other=np.array(models, dtype=object),
+            factor=np.array(["parameters"], dtype=object),
+        ),
+        "task-objects_summary.zarr",
+        "encoding_summary",
+    )
+
+
 def _families(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
     """Families of threshold pairs as the topology stage names them."""
     return np.array(

@@ -590,8 +590,8 @@ def test_group_map_is_the_mean_over_subjects(files):
     from isocortex.report.maps import average_encoding
 
     paths = [path for path in files.of("encoding") if "model-convnet" in path.name]
-    maps = average_encoding(paths)
     opened = [store.open(path, "encoding").load() for path in paths]
+    maps = average_encoding(opened)
     expected = np.mean([dataset["score"].values for dataset in opened], axis=0)
     np.testing.assert_allclose(maps.scores, expected, atol=1e-6)
     top, best = maps.highest(0.1)

@@ -108,7 +108,7 @@ def test_a_stand_in_for_the_nested_statistic_is_said():
 
 
 def test_intervals_have_the_level_of_their_store(files, choices):
-    encoding = _text(encoding_section([_opened(files, "encoding_summary")], (), choices))
+    encoding = _text(encoding_section([_opened(files, "encoding_summary")], (), (), choices))
     assert "80% interval" in encoding
     topology = _text(
         topology_section([_opened(files, "identification")], [_opened(files, "topology")])
@@ -290,7 +290,7 @@ def test_scores_without_a_bootstrap_claim_no_intervals(files, choices):
 
 def test_subjects_without_a_ceiling_are_named(files, choices):
     dataset = _opened(files, "encoding_summary")
-    text = _text(encoding_section([dataset], (), choices))
+    text = _text(encoding_section([dataset], (), (), choices))
     assert "at least 10% of the single-trial variance" in text
     assert "of subject 02 every voxel counts" in text
     empty = dict.fromkeys(

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
-from isocortex import store
 from isocortex.report.brain import Grid, Vertices, backdrop, mosaic, project, surface_views
 from isocortex.report.drawing import predictor_colours
 from isocortex.report.page import Note, Picture, number
@@ -57,12 +57,12 @@ class LayerMaps:
         )
 
 
-def average_encoding(paths: Sequence[Path | str]) -> LayerMaps | str:
+def average_encoding(opened: Sequence[xr.Dataset]) -> LayerMaps | str:
     """Average the encoding scores of several subjects and one model, voxel by voxel.
 
     Parameters
     ----------
-    paths
+    opened
         Encoding stores of one model and task.
 
     Returns
@@ -70,18 +70,17 @@ def average_encoding(paths: Sequence[Path | str]) -> LayerMaps | str:
     LayerMaps or str
         Means over subjects at voxels that all subjects have, or why there is none.
     """
-    first = store.open(paths[0], "encoding")
+    first = opened[0]
     grid = Grid.of(first)
     layers = [str(name) for name in first["layer"].values]
-    if not grid.is_template and len(paths) > 1:
+    if not grid.is_template and len(opened) > 1:
         return (
             f"Subjects are in their own {grid.space} space, where voxels do not correspond: there "
             "is "
             "no group map. The subject reports show each subject's."
         )
     total = np.zeros((len(layers), *grid.shape), dtype=np.float64)
-    for path in paths:
-        dataset = store.open(path, "encoding")
+    for dataset in opened:
         own = Grid.of(dataset)
         if not own.same_as(grid):
             name = dataset.attrs["subject"]
@@ -98,8 +97,8 @@ def average_encoding(paths: Sequence[Path | str]) -> LayerMaps | str:
     return LayerMaps(
         Grid(grid.affine, grid.shape, indices, grid.space),
         [f"{model}/{layer}" for layer in layers],
-        total[(slice(None), *indices)] / len(paths),
-        len(paths),
+        total[(slice(None), *indices)] / len(opened),
+        len(opened),
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from isocortex.report.comparison import comparison_name
+from isocortex.report.methods_encoding import encoding_sentences, features_sentences
 from isocortex.report.model_tests import model_tests, strongest_test
 from isocortex.report.page import Heading, Paragraph, join
 from isocortex.report.references import Citations, References
@@ -84,6 +85,8 @@ def methods_blocks(
             "noise and noise ceiling of single-trial responses are those of the Natural Scenes "
             f"Dataset {cite('nsd')}.",
         )
+    if features := features_sentences(config, cite):
+        add("Model features", *features)
     if opened["rdms"]:
         add("Dissimilarity matrices", *_rdms(opened["rdms"], cite, version))
     if opened["scores"]:
@@ -106,11 +109,11 @@ def methods_blocks(
     layers = [ds for ds in opened["layers"] if _has_value(ds, "accuracy")]
     if layers:
         add("Identification of network layers", *_layers(layers[0], cite))
-    if opened["encoding_summary"] or opened["encoding"]:
-        add(
-            "Encoding models",
-            *_encoding(opened["encoding"], opened["encoding_summary"], cite, version),
-        )
+    if any(
+        opened.get(key)
+        for key in ("encoding_summary", "encoding", "joint", "readouts", "universal")
+    ):
+        add("Encoding models", *encoding_sentences(opened, cite, version))
     if surface or opened["searchlight_surface"]:
         add(
             "Surface display",
@@ -356,35 +359,3 @@ def _persistence(dataset: xr.Dataset, cite: Any, version: Any) -> list[str]:
         f"filtration a cluster or loop of stimuli lasts; software: {version('gudhi')} "
         f"{cite('gudhi')}.",
     ]
-
-
-def _encoding(
-    encoding: Sequence[xr.Dataset], summary: Sequence[xr.Dataset], cite: Any, version: Any
-) -> list[str]:
-    told = ""
-    folds = ""
-    parts: list[str] = []
-    if encoding:
-        told = str(encoding[0].attrs.get("methods", ""))
-        folds = f" (folds: {encoding[0].attrs['folds']})"
-    sentences = [
-        told,
-        "Each voxel's responses were predicted from each layer by ridge regression "
-        f"{cite('encoding')} in "
-        f"{version('torch')} {cite('pytorch')}, with the penalty chosen per voxel by nested "
-        f"cross-validation {cite('himalaya')}; scores are Pearson correlations on held-out "
-        f"trials{folds}, "
-        "normalised by the square root of the explainable share of variance where that is large "
-        "enough.",
-    ]
-    for key, template in (
-        ("test", "Regions were tested by a {}"),
-        ("interval", "intervals are the {}"),
-        ("correction", "p-values are corrected ({})"),
-    ):
-        told = str(summary[0].attrs.get(key, "")) if summary else ""
-        if told:
-            parts.append(template.format(told))
-    if parts:
-        sentences.append(f"{'; '.join(parts)}.")
-    return sentences

@@ -269,6 +269,119 @@ REFERENCES = {
             address="https://arxiv.org/abs/1912.01703",
         ),
         Reference(
+            "banded",
+            "Nunez-Elizalde AO, Huth AG, Gallant JL (2019). Voxelwise encoding models with non- "
+            "spherical multivariate normal priors. NeuroImage 197:482–492. Banded ridge.",
+            "10.1016/j.neuroimage.2019.04.012",
+        ),
+        Reference(
+            "product",
+            "Pratt JW (1987). Dividing the indivisible: using simple symmetry to partition "
+            "variance explained. Proceedings of the Second International Tampere Conference in "
+            "Statistics, 245–260. Product measure.",
+        ),
+        Reference(
+            "stacking",
+            "Lin R, Naselaris T, Kay K, Wehbe L (2023). Stacked regressions and structured "
+            "variance partitioning for interpretable brain maps. bioRxiv 2023.04.23.537988.",
+            "10.1101/2023.04.23.537988",
+        ),
+        Reference(
+            "fractional",
+            "Rokem A, Kay K (2020). Fractional ridge regression: a fast, interpretable "
+            "reparameterization of ridge regression. GigaScience 9:giaa133.",
+            "10.1093/gigascience/giaa133",
+        ),
+        Reference(
+            "motion_energy",
+            "Nishimoto S, Vu AT, Naselaris T, Benjamini Y, Yu B, Gallant JL (2011). "
+            "Reconstructing visual experiences from brain activity evoked by natural movies. "
+            "Current Biology 21:1641–1646. Motion energy and delays.",
+            "10.1016/j.cub.2011.08.031",
+        ),
+        Reference(
+            "gabor_energy",
+            "Kay KN, Naselaris T, Prenger RJ, Gallant JL (2008). Identifying natural images "
+            "from human brain activity. Nature 452:352–355. Gabor energy.",
+            "10.1038/nature06713",
+        ),
+        Reference(
+            "gist",
+            "Oliva A, Torralba A (2001). Modeling the shape of the scene: a holistic "
+            "representation of the spatial envelope. International Journal of Computer Vision "
+            "42:145–175.",
+            "10.1023/A:1011139631724",
+        ),
+        Reference(
+            "resnet",
+            "He K, Zhang X, Ren S, Sun J (2016). Deep residual learning for image recognition. "
+            "CVPR, 770–778.",
+            "10.1109/CVPR.2016.90",
+        ),
+        Reference(
+            "allconv",
+            "Springenberg JT, Dosovitskiy A, Brox T, Riedmiller M (2015). Striving for "
+            "simplicity: the all convolutional net. ICLR workshop.",
+            address="https://arxiv.org/abs/1412.6806",
+        ),
+        Reference(
+            "factorised",
+            "Klindt DA, Ecker AS, Euler T, Bethge M (2017). Neural system identification for "
+            "large populations separating “what” and “where”. NeurIPS 30.",
+            address="https://arxiv.org/abs/1711.02653",
+        ),
+        Reference(
+            "fwrf",
+            "St-Yves G, Naselaris T (2018). The feature-weighted receptive field: an "
+            "interpretable encoding model for complex feature spaces. NeuroImage 180:188–202.",
+            "10.1016/j.neuroimage.2017.06.035",
+        ),
+        Reference(
+            "gaussian",
+            "Lurz KK, Bashiri M, Willeke K, et al. (2021). Generalization in data-driven models "
+            "of primary visual cortex. ICLR.",
+            "10.1101/2020.10.05.326256",
+        ),
+        Reference(
+            "semantic",
+            "Saha S, Chadha I, Khosla M (2024). Modeling the human visual system: comparative "
+            "insights from response-optimized and task-optimized vision models, language "
+            "models, and different readout mechanisms. arXiv:2410.14031. Semantic spatial "
+            "transformer.",
+            address="https://arxiv.org/abs/2410.14031",
+        ),
+        Reference(
+            "routing",
+            "Adeli H, Sun M, Kriegeskorte N (2025). Transformer brain encoders explain human "
+            "high-level visual responses. NeurIPS.",
+            address="https://arxiv.org/abs/2505.17329",
+        ),
+        Reference(
+            "universal",
+            "Beliy R, Wasserman N, Zalcher A, Irani M (2024). The wisdom of a crowd of brains: "
+            "a universal brain encoder. arXiv:2406.12179.",
+            address="https://arxiv.org/abs/2406.12179",
+        ),
+        Reference(
+            "factors",
+            "Raugel J, Szafraniec M, Vo HV, et al. (2025). Disentangling the factors of "
+            "convergence between brains and computer vision models. arXiv:2508.18226. Spatial "
+            "score.",
+            address="https://arxiv.org/abs/2508.18226",
+        ),
+        Reference(
+            "adamw",
+            "Loshchilov I, Hutter F (2019). Decoupled weight decay regularization. ICLR.",
+            address="https://arxiv.org/abs/1711.05101",
+        ),
+        Reference(
+            "blocks",
+            "Winkler AM, Ridgway GR, Webster MA, Smith SM, Nichols TE (2014). Permutation "
+            "inference for the general linear model. NeuroImage 92:381–397. Exchangeability "
+            "blocks.",
+            "10.1016/j.neuroimage.2014.01.060",
+        ),
+        Reference(
             "fsaverage",
             "Fischl B, Sereno MI, Tootell RBH, Dale AM (1999). High-resolution intersubject "
             "averaging "

@@ -15,6 +15,7 @@ from isocortex import provenance, store
 from isocortex.report.absence import ENTRY_TEXT, absence_rows
 from isocortex.report.brain import Grid
 from isocortex.report.drawing import report_style
+from isocortex.report.encoding_regions import read_regions
 from isocortex.report.methods import methods_blocks
 from isocortex.report.options import ReportOptions
 from isocortex.report.page import (
@@ -52,6 +53,7 @@ from isocortex.report.study_layers import layers_section
 from isocortex.report.study_models import models_section
 from isocortex.report.study_partition import partition_section
 from isocortex.report.study_persistence import persistence_section
+from isocortex.report.study_predictors import predictor_findings, scores_by_task
 from isocortex.report.study_searchlight import searchlight_section
 from isocortex.report.study_topology import topology_section
 from isocortex.report.wording import given_models
@@ -72,6 +74,9 @@ KINDS = {
     "rdms": "rdms",
     "model_rdms": "model_rdms",
     "encoding": "encoding",
+    "joint": "encoding_joint",
+    "readouts": "readout",
+    "universal": "universal",
     "betas": "betas",
 }
 """Spec of the stores behind each argument of `report_study`."""
@@ -100,6 +105,11 @@ def report_study(
     rdms: Sequence[Path | str] = (),
     model_rdms: Sequence[Path | str] = (),
     encoding: Sequence[Path | str] = (),
+    joint: Sequence[Path | str] = (),
+    readouts: Sequence[Path | str] = (),
+    universal: Sequence[Path | str] = (),
+    regions: Sequence[Path | str] = (),
+    region_labels: Sequence[Path | str] = (),
     betas: Sequence[Path | str] = (),
     confounds: Sequence[Path | str] = (),
     stimuli: Mapping[str, Path | str] | None = None,
@@ -139,6 +149,13 @@ def report_study(
         Model RDM stores, one a model.
     encoding
         Encoding stores of all subjects, tasks and models, for the group maps.
+    joint, readouts
+        Stores of joint encoding models and readouts of all subjects and tasks.
+    universal
+        Stores of universal encoders, one a task and encoder.
+    regions, region_labels
+        Label images of all subjects and tasks on the grid of their responses and their tables, for
+        the means of joint models, readouts and universal encoders.
     betas, confounds
         Betas stores and confounds tables of all subjects, for the data quality table and, from
         the betas, the category of each stimulus.
@@ -179,6 +196,9 @@ def report_study(
         "rdms": rdms,
         "model_rdms": model_rdms,
         "encoding": encoding,
+        "joint": joint,
+        "readouts": readouts,
+        "universal": universal,
         "betas": betas,
     }
     opened = {
@@ -190,12 +210,16 @@ def report_study(
         for dataset in reversed(opened["betas"]):
             given.update(zip(dataset["stimulus"].values, dataset["condition"].values))
 
+    # Read only where something has means over them.
+    further = joint or readouts or universal
+    predictors = scores_by_task(opened, read_regions(regions, region_labels) if further else {})
     findings = layers_finding(opened["layers"])
     if subjects:
         findings = [
             rsa_finding(opened["scores"], entry),
             identification_finding(opened["identification"], entry),
             encoding_finding(opened["encoding_summary"], entry),
+            *predictor_findings(predictors),
             *findings,
         ]
     with report_style():
@@ -276,7 +300,9 @@ def report_study(
                 Section(
                     "encoding",
                     "Encoding models",
-                    encoding_section(opened["encoding_summary"], encoding, choices),
+                    encoding_section(
+                        opened["encoding_summary"], opened["encoding"], predictors, choices
+                    ),
                 ),
             ),
             (

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from isocortex import store
 from isocortex.report.comparison import comparison_figure
+from isocortex.report.encoding_regions import samples_of
 from isocortex.report.maps import average_encoding, layer_pictures
 from isocortex.report.options import ReportOptions
 from isocortex.report.page import (
@@ -24,15 +23,33 @@ from isocortex.report.page import (
     number,
     percent,
 )
+from isocortex.report.study_comparisons import comparison_blocks
 from isocortex.report.study_findings import encoding_scores
+from isocortex.report.study_predictors import TaskScores, predictor_blocks
 from isocortex.report.wording import corrected_header, level
 
 
 def encoding_section(
-    opened: Sequence[xr.Dataset], encoding: Sequence[Path | str], choices: ReportOptions
+    opened: Sequence[xr.Dataset],
+    encoding: Sequence[xr.Dataset],
+    predictors: Sequence[TaskScores],
+    choices: ReportOptions,
 ) -> list[Any]:
-    """Encoding scores by region, and the group's maps."""
+    """Encoding scores by region, models compared, further predictors, and the group's maps.
+
+    Parameters
+    ----------
+    opened
+        Encoding summaries, one a task.
+    encoding
+        Encoding stores of all subjects, tasks and models.
+    predictors
+        Scores of joint models, readouts and universal encoders.
+    choices
+        Options of the report.
+    """
     blocks: list[Any] = []
+    samples = {str(ds.attrs["task"]): samples_of(ds.attrs) for ds in encoding}
     for dataset in opened:
         task = str(dataset.attrs["task"])
         if len(opened) > 1:
@@ -49,11 +66,11 @@ def encoding_section(
                 + "; ".join(f"{r}: {b}" for r, b in zip(scores.regions, scores.best) if r in shown)
                 + ".",
                 "Encoding by region",
-                "Pearson correlation r of predicted and measured responses in held-out trials, "
-                f"mean over the region's responsive voxels. Points: mean over "
-                f"{count(len(scores.subjects), 'subject')}; "
+                "Pearson correlation r of predicted and measured responses in held-out "
+                f"{samples.get(task, 'trials')}, mean over the region's responsive voxels. Points: "
+                f"mean over {count(len(scores.subjects), 'subject')}; "
                 f"lines: {level(dataset)} interval; small dots: subjects."
-                + _responsive_text(dataset),
+                + _responsive_text(dataset, samples.get(task, "trials")),
             )
         )
         normalised = np.asarray(dataset["score_normalised"].values)
@@ -90,17 +107,19 @@ def encoding_section(
                 "is known.",
             )
         )
+        blocks += comparison_blocks(dataset)
     if encoding and not opened:
         blocks.append(Note("There is no summary by region, because the study has no regions."))
+    blocks += predictor_blocks(predictors, choices)
     if opened or encoding:
         blocks += _encoding_maps(encoding, opened, choices)
     return blocks
 
 
-def _responsive_text(dataset: xr.Dataset) -> str:
+def _responsive_text(dataset: xr.Dataset, samples: str) -> str:
     """Say which voxels count as responsive, and for whom that is not known."""
     share = percent(float(dataset.attrs["responsive_ceiling"]))
-    text = f" Responsive: at least {share} of the single-trial variance can be explained"
+    text = f" Responsive: at least {share} of the single-{samples[:-1]} variance can be explained"
     without = [str(subject) for subject in dataset.attrs["subjects_without_ceiling"]]
     if not without:
         return f"{text}."
@@ -109,13 +128,13 @@ def _responsive_text(dataset: xr.Dataset) -> str:
 
 
 def _encoding_maps(
-    encoding: Sequence[Path | str], opened: Sequence[xr.Dataset], choices: ReportOptions
+    encoding: Sequence[xr.Dataset], opened: Sequence[xr.Dataset], choices: ReportOptions
 ) -> list[Any]:
     """Draw the maps of the model that is best in most regions; name the others."""
-    groups: dict[tuple[str, str], list[Path | str]] = {}
-    for path in encoding:
-        attrs = store.open(path, "encoding").attrs
-        groups.setdefault((str(attrs["task"]), str(attrs["model"])), []).append(path)
+    groups: dict[tuple[str, str], list[xr.Dataset]] = {}
+    for dataset in encoding:
+        attrs = dataset.attrs
+        groups.setdefault((str(attrs["task"]), str(attrs["model"])), []).append(dataset)
     if not groups:
         return [Note("No encoding stores of the subjects were given, so there are no maps.")]
     blocks: list[Any] = []
@@ -139,8 +158,7 @@ def _encoding_maps(
                     f"{join([model for model in models if model != chosen])} too."
                 )
             )
-        paths = groups[task, chosen]
-        maps = average_encoding(paths)
+        maps = average_encoding(groups[task, chosen])
         if isinstance(maps, str):
             blocks.append(Note(maps))
             continue

@@ -25,6 +25,7 @@ from isocortex.report.drawing import (
     read_thumbnails,
     report_style,
 )
+from isocortex.report.encoding_regions import read_regions
 from isocortex.report.maps import LayerMaps, layer_pictures
 from isocortex.report.matrices import order_stimuli, rdm_figure, square
 from isocortex.report.options import ReportOptions
@@ -52,6 +53,7 @@ from isocortex.report.sources import (
     read_manifests,
     versions_table,
 )
+from isocortex.report.subject_encoding import encoding_blocks
 from isocortex.report.wording import radius_text, voxel_reason
 
 log = logging.getLogger(__name__)
@@ -73,6 +75,8 @@ def report_subject(
     searchlight: Sequence[Path | str] = (),
     searchlight_surface: Sequence[Path | str] = (),
     encoding: Sequence[Path | str] = (),
+    joint: Sequence[Path | str] = (),
+    readouts: Sequence[Path | str] = (),
     anatomy: Mapping[str, Path | str] | None = None,
     stimuli: Mapping[str, Path | str] | None = None,
     manifests: Sequence[Path | str] = (),
@@ -107,6 +111,8 @@ def report_subject(
         Searchlight stores of the volume and of the surface, one a task.
     encoding
         Encoding stores, one a task and model.
+    joint, readouts
+        Stores of joint encoding models and of readouts, one a task and model or readout.
     anatomy
         NIfTI image to draw maps on by space name; MNI spaces have nilearn's template without.
     stimuli
@@ -168,7 +174,16 @@ def report_subject(
             (
                 "encoding",
                 Section(
-                    "encoding", "Encoding models", _encoding(encoding, subject, anatomy, choices)
+                    "encoding",
+                    "Encoding models",
+                    encoding_blocks(
+                        [_own(path, "encoding", subject) for path in encoding],
+                        [_own(path, "encoding_joint", subject) for path in joint],
+                        [_own(path, "readout", subject) for path in readouts],
+                        read_regions(regions, region_labels) if joint or readouts else {},
+                        anatomy=anatomy,
+                        choices=choices,
+                    ),
                 ),
             ),
         ]
@@ -176,7 +191,10 @@ def report_subject(
         if left_out := [(part.title, stage) for stage, part in parts if not part.blocks]:
             sections.append(Section("notes", "Left out", [absence_table(left_out, entry)]))
         found = read_manifests(
-            [*manifests, *betas, *rdms, *searchlight, *searchlight_surface, *encoding]
+            [
+                *(*manifests, *betas, *rdms, *searchlight, *searchlight_surface),
+                *(*encoding, *joint, *readouts),
+            ]
         )
         versions = package_versions(found)
         last: list[Any] = [provenance_table(found)] if found else [Note("No manifest was given.")]
@@ -744,78 +762,5 @@ def _searchlight(
             slices=choices.slices,
             anatomy=anatomy,
             who=f"subject {subject}",
-        )
-    return blocks
-
-
-def _encoding(
-    paths: Sequence[Path | str],
-    subject: str,
-    anatomy: Mapping[str, Path | str] | None,
-    choices: ReportOptions,
-) -> list[Any]:
-    if not paths:
-        return []
-    blocks: list[Any] = []
-    rows = []
-    for path in paths:
-        dataset = _own(path, "encoding", subject)
-        layers = [str(name) for name in dataset["layer"].values]
-        scores = np.asarray(dataset["score"].values)
-        best = np.asarray(dataset["best_layer"].values)
-        reached = np.where(np.isfinite(scores), scores, -np.inf).max(axis=0)
-        best = best[reached >= choices.encoding_threshold]
-        top = np.where(np.isfinite(scores), scores, -np.inf).max(axis=0)
-        top = top[np.isfinite(top)]
-        above = int((top >= choices.encoding_threshold).sum())
-        favourite = (
-            np.bincount(best[best >= 0], minlength=len(layers)) if (best >= 0).any() else None
-        )
-        rows.append(
-            [
-                str(dataset.attrs["task"]),
-                str(dataset.attrs["model"]),
-                len(layers),
-                f"{top.size:,}",
-                f"{above:,}",
-                number(float(np.percentile(top, 95)) if top.size else np.nan, 3),
-                number(float(top.max()) if top.size else np.nan, 3),
-                layers[int(favourite.argmax())] if favourite is not None else "none",
-            ]
-        )
-    blocks.append(
-        Table(
-            "Encoding models",
-            (
-                "Task",
-                "Model",
-                "Layers",
-                "Voxels",
-                f"Voxels with r ≥ {number(choices.encoding_threshold)}",
-                "95th percentile of r",
-                "Highest r",
-                "Most frequent best layer there",
-            ),
-            rows,
-            "r: Pearson correlation of predicted and measured responses in held-out trials, "
-            "of each voxel's best layer.",
-        )
-    )
-    for path in paths:
-        dataset = _own(path, "encoding", subject)
-        model = str(dataset.attrs["model"])
-        blocks += layer_pictures(
-            LayerMaps(
-                Grid.of(dataset),
-                [f"{model}/{layer}" for layer in dataset["layer"].values],
-                np.asarray(dataset["score"].values),
-                1,
-            ),
-            what=f"Encoding by {model}",
-            score="held-out correlation r",
-            threshold=choices.encoding_threshold,
-            slices=choices.slices,
-            anatomy=anatomy,
-            who=f"subject {subject}, task {dataset.attrs['task']}",
         )
     return blocks
