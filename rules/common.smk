@@ -612,12 +612,39 @@ def universal_options(wildcards):
 
 
 def readout_regions(ending):
-    """Return an input function: a file of the regions where a readout has queries for them."""
+    """Return an input function: a file of the regions where a readout has a use for them."""
 
     def files(wildcards):
-        by_region = readout_config(wildcards)["options"].get("queries") == "region"
+        readout = readout_config(wildcards)
+        by_region = readout["options"].get("queries") == "region"
         prefix = regions_prefix(wildcards.subject, wildcards.task)
-        return [f"{prefix}_{ending}"] if by_region else []
+        wanted = by_region or readout["voxels"] == "regions"
+        return [f"{prefix}_{ending}"] if wanted else []
+
+    return files
+
+
+def joint_regions(ending):
+    """Return an input function: a file of the regions where a joint model keeps to them."""
+
+    def files(wildcards):
+        prefix = regions_prefix(wildcards.subject, wildcards.task)
+        wanted = joint_config(wildcards)["voxels"] == "regions"
+        return [f"{prefix}_{ending}"] if wanted else []
+
+    return files
+
+
+def universal_regions(ending):
+    """Return an input function: all subjects' regions where a universal encoder keeps to them."""
+
+    def files(wildcards):
+        wanted = universal_config(wildcards)["voxels"] == "regions"
+        subjects = STUDY.with_task(wildcards.task) if wanted else []
+        return [
+            f"{regions_prefix(subject, wildcards.task)}_{ending}"
+            for subject in subjects
+        ]
 
     return files
 

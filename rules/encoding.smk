@@ -58,6 +58,9 @@ rule fit_joint:
         responses_manifest=responses_manifest,
         features=ancient(joint_features),
         features_manifests=joint_features_manifests,
+        regions=ancient(joint_regions("dseg.nii.gz")),
+        labels=ancient(joint_regions("dseg.tsv")),
+        region_manifest=joint_regions("manifest.json"),
     output:
         store=directory(joint_store()),
         manifest=manifest_of(joint_store()),
@@ -123,6 +126,9 @@ rule fit_universal:
         responses_manifests=universal_responses_manifests,
         features=ancient(universal_features),
         features_manifest=universal_features_manifest,
+        regions=ancient(universal_regions("dseg.nii.gz")),
+        labels=ancient(universal_regions("dseg.tsv")),
+        region_manifests=universal_regions("manifest.json"),
     output:
         store=directory(universal_store()),
         manifest=manifest_of(universal_store()),

@@ -15,6 +15,8 @@ if __name__ == "__main__":
             out=snakemake.output.store,
             maps=snakemake.output.maps,
             name=name,
+            regions=next(iter(snakemake.input.regions), None),
+            region_labels=next(iter(snakemake.input.labels), None),
             **options,
             seed=snakemake.params.seed,
             threads=snakemake.threads,

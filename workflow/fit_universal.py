@@ -14,6 +14,8 @@ if __name__ == "__main__":
             out=snakemake.output.store,
             maps=snakemake.output.maps,
             name=name,
+            regions=snakemake.input.regions,
+            region_labels=next(iter(snakemake.input.labels), None),
             **snakemake.params.options,
             seed=snakemake.params.seed,
             threads=snakemake.threads,

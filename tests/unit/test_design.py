@@ -1,8 +1,10 @@
 """Responses and designs: blocks as in the store, joined by id, one noise ceiling."""
 
+import nibabel
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from sklearn.metrics import r2_score
 
 from isocortex import store
@@ -43,10 +45,10 @@ def test_responses_are_the_stores(stores, monkeypatch):
     np.testing.assert_allclose(opened.ceiling**2, ncsnr**2 / (1 + ncsnr**2), rtol=1e-6)
 
 
-def test_blocks_cross_shards_and_read_each_once():
+def test_blocks_cross_shards_and_read_each_once(monkeypatch):
     import dask.array
-    import xarray as xr
 
+    monkeypatch.setattr(design, "RESIDENT_BYTES", 0)
     read = []
 
     def load(block_info=None):
@@ -55,8 +57,8 @@ def test_blocks_cross_shards_and_read_each_once():
         return np.arange(low, high)[None] + 1000 * np.arange(6)[:, None]
 
     lazy = dask.array.map_blocks(load, chunks=((6,), (10, 10, 7)), dtype=np.float32)
-    blocks = design._Blocks(xr.DataArray(lazy, dims=("trial", "voxel")))
-    blocks.edges = np.array([0, 10, 20, 27])
+    array = xr.DataArray(lazy, dims=("trial", "voxel"))
+    blocks = design._Blocks(array)
     read.clear()
     rows = np.array([0, 2, 5])
     got = [blocks(first, min(first + 4, 27), rows) for first in range(0, 27, 4)]
@@ -64,6 +66,94 @@ def test_blocks_cross_shards_and_read_each_once():
     np.testing.assert_array_equal(np.concatenate(got, axis=1), expected)
     assert read == [0, 10, 20]
     np.testing.assert_array_equal(blocks(3, 25, rows), expected[:, 3:25])
+    # Some voxels, none of which lies in the middle shard
+    chosen = np.array([1, 2, 9, 20, 26])
+    some = design._Blocks(array, chosen)
+    read.clear()
+    got = [some(first, min(first + 2, 5), rows) for first in range(0, 5, 2)]
+    np.testing.assert_array_equal(np.concatenate(got, axis=1), expected[:, chosen])
+    assert read == [0, 20]
+
+
+def test_voxels_that_are_kept(stores, tmp_path):
+    betas, _, responses, *_, ncsnr = stores
+    opened = design.open_responses(betas)
+    kept = design.choose_voxels(opened, "responsive", min_ceiling=0.2)
+    share = np.nan_to_num(ncsnr**2 / (1 + ncsnr**2))
+    np.testing.assert_array_equal(kept.voxels, np.flatnonzero(share >= 0.2))
+    assert 0 < kept.n_voxels < 50
+    np.testing.assert_array_equal(
+        kept.read(2, kept.n_voxels), responses[opened.used][:, kept.voxels[2:]]
+    )
+    np.testing.assert_array_equal(kept.ceiling, opened.ceiling[kept.voxels])
+    # Fewer of these still know their places
+    twice = kept.only(np.arange(kept.n_voxels) % 2 == 1)
+    np.testing.assert_array_equal(twice.voxels, kept.voxels[1::2])
+    assert twice.stored is opened
+    np.testing.assert_array_equal(
+        twice.read(0, twice.n_voxels), responses[opened.used][:, kept.voxels[1::2]]
+    )
+    assert design.choose_voxels(opened, "all", min_ceiling=0.2) is opened
+
+    labels = np.zeros((50, 2, 2), np.int16)
+    labels[10:14, 1, 0], labels[20:30, 1, 0] = 7, 9  # 9 is not in the table
+    image, table = tmp_path / "dseg.nii.gz", tmp_path / "dseg.tsv"
+    nibabel.save(nibabel.Nifti1Image(labels, np.diag([3.0, 3, 3, 1])), image)
+    table.write_text("index\tname\n7\tlate\n8\tempty\n")
+    given = {"min_ceiling": 0.2, "regions": image, "region_labels": table}
+    inside = design.choose_voxels(opened, "regions", **given)
+    np.testing.assert_array_equal(inside.voxels, np.arange(10, 14))
+    table.write_text("index\tname\n8\tempty\n")
+    for choice, more, message in (
+        ("regions", given, "no voxel of subject 01, task objects lies in a region"),
+        ("regions", {"min_ceiling": 0.2}, "x.voxels is regions, and there are none"),
+        ("responsive", {"min_ceiling": 0.9}, r"reaches encoding.min_ceiling \(0.9\): lower it"),
+        ("some", {"min_ceiling": 0.2}, "unknown x.voxels 'some': write one of responsive"),
+    ):
+        with pytest.raises(InputError, match=message):
+            design.choose_voxels(opened, choice, key="x.voxels", **more)
+
+
+def test_finite_voxels_are_kept_where_no_ceiling_is_known(tmp_path, monkeypatch):
+    monkeypatch.setattr(design, "FINITE_BLOCK", 4)
+    values = np.random.default_rng(0).standard_normal((6, 9))
+    values[1, 2], values[5, 8] = np.nan, np.inf
+    stimuli = [f"s{n}" for n in range(6)]
+    betas = write_betas(tmp_path / "b.zarr", values, stimuli, ["1"] * 6, ncsnr=np.full(9, np.nan))
+    opened = design.open_responses(betas)
+    kept = design.choose_voxels(opened, "responsive", min_ceiling=0.2)
+    np.testing.assert_array_equal(kept.voxels, [0, 1, 3, 4, 5, 6, 7])
+    assert not opened.blocks.values.size  # the look through keeps nothing
+
+
+def test_results_go_back_to_their_places(stores):
+    opened = design.open_responses(stores[0])
+    one, two = (opened.only(np.isin(np.arange(50), places)) for places in ([3, 40], [0, 7, 49]))
+    result = xr.Dataset(
+        {
+            "score": ("location", np.arange(5, dtype=np.float32)),
+            "preferred": ("location", np.arange(5, dtype=np.int16)),
+            "weight": (("location", "layer"), np.arange(10.0).reshape(5, 2)),
+            "noise_ceiling": ("location", np.zeros(5, np.float32)),
+            "loss": ("epoch", np.ones(3)),
+        },
+        coords={axis: ("location", np.zeros(5, np.int32)) for axis in "ijk"},
+        attrs={"name": "x"},
+    )
+    got = design.scatter(result, [one, two], dim="location")
+    places = np.array([3, 40, 50, 57, 99])
+    elsewhere = np.setdiff1d(np.arange(100), places)
+    for key in ("score", "preferred", "weight"):
+        np.testing.assert_array_equal(got[key].values[places], result[key].values)
+        assert got[key].dims == result[key].dims
+        assert got[key].dtype == result[key].dtype
+    assert np.isnan(got["score"].values[elsewhere]).all()
+    assert np.isnan(got["weight"].values[elsewhere]).all()
+    assert (got["preferred"].values[elsewhere] == -1).all()
+    np.testing.assert_allclose(got["noise_ceiling"], np.tile(opened.ceiling, 2), rtol=1e-6)
+    np.testing.assert_array_equal(got["i"], np.tile(opened.coords["i"], 2))
+    np.testing.assert_array_equal(got["loss"], 1)
+    assert got.attrs == {"name": "x"}
 
 
 def test_features_are_joined_by_id(stores):

@@ -247,6 +247,31 @@ def test_a_whole_model_is_a_space_and_unique_can_be_left_out(stores):
     assert made["score"].values.mean() > 0.5
 
 
+def test_voxels_of_regions(stores):
+    spaces = {"net": "net", "words": "words"}
+    run_joint(stores, spaces)
+    whole = store.open(stores / "joint.zarr", "encoding_joint").load()
+    assert whole.attrs["n_voxels_left_out"] == 0
+    labels = np.zeros((2, 2, 2), np.int16)
+    labels[1, 0] = 3
+    image, table = stores / "dseg.nii.gz", stores / "dseg.tsv"
+    nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), image)
+    table.write_text("index\tname\n3\tV1\n")
+    run_joint(stores, spaces, voxels="regions", regions=image, region_labels=table)
+    made = store.open(stores / "joint.zarr", "encoding_joint").load()
+    inside = labels.ravel() == 3
+    for key in ("score", "product_measure", "unique", "alpha"):
+        np.testing.assert_allclose(
+            made[key].values[..., inside], whole[key].values[..., inside], atol=1e-3, rtol=1e-3
+        )
+        assert np.isnan(made[key].values[..., ~inside]).all()
+    np.testing.assert_array_equal(made["k"], whole["k"])
+    assert made.attrs["n_voxels_left_out"] == 6
+    stem = stores / "maps" / "sub-01_task-see_joint-all_space-T1w_"
+    most = nibabel.load(f"{stem}desc-largestshare_dseg.nii.gz").get_fdata()
+    np.testing.assert_array_equal(most > 0, labels > 0)
+
+
 def test_bad_choices_are_named(stores):
     with pytest.raises(InputError, match=r"net/deep.*has the layers early, late"):
         run_joint(stores, {"net": "net/deep", "words": "words"})
@@ -283,6 +308,10 @@ def test_spaces_are_checked_before_any_job(tmp_path, spaces, text):
     }
     joint = load_study(given).config["encoding"]["joint"]["all"]
     assert (joint["method"], joint["candidates"], joint["unique"]) == ("banded", 100, True)
+    assert joint["voxels"] == "all"
+    given["encoding"]["joint"]["all"]["voxels"] = "regions"
+    with pytest.raises(InputError, match=r"joint\.all\.voxels is regions, and there are none"):
+        load_study(given)
     given["encoding"] = {"joint": {"all": {"spaces": spaces}}}
     with pytest.raises(InputError, match=text):
         load_study(given)

@@ -244,9 +244,52 @@ def test_regions_reach_the_readout(tmp_path, study, monkeypatch):
         fit(tmp_path, betas, features, "seen", **given)
 
 
+def test_voxels_left_out_have_no_score(tmp_path, study, caplog):
+    _, _, features, (responses, stimuli, runs) = study
+    ncsnr = np.where(np.isin(np.arange(12), [2, 3, 11]), 0.1, 1 / 0.6)
+    betas = write_betas(tmp_path / "b.zarr", responses, stimuli, runs, ncsnr=ncsnr)
+    more = {"epochs": 3, "folds": 1}
+    whole = fit(tmp_path, betas, features, name="whole", voxels="all", **more)
+    with caplog.at_level("INFO"):
+        some = fit(tmp_path, betas, features, name="some", **more)
+    assert "9 voxels, 3 left out" in caplog.text
+    left_out = ncsnr < 1
+    for key in ("score", "r2", "score_normalised", "x", "layer_weight"):
+        assert np.isnan(some[key].values[..., left_out]).all()
+        # The order of training rows is drawn after the start, which has fewer voxels
+        np.testing.assert_allclose(
+            some[key].values[..., ~left_out], whole[key].values[..., ~left_out], atol=0.05
+        )
+    assert (some["preferred_layer"].values[left_out] == -1).all()
+    np.testing.assert_array_equal(some["noise_ceiling"], whole["noise_ceiling"])
+    np.testing.assert_array_equal(some["i"], np.arange(12))
+    counts = [made.attrs["n_voxels_left_out"] for made in (whole, some)]
+    assert counts == [0, 3]
+    image = nibabel.load(
+        tmp_path / "some_maps/sub-01_task-objects_readout-some_space-MNI_stat-r_statmap.nii.gz"
+    ).get_fdata()[:, 1, 0]
+    np.testing.assert_allclose(image, np.nan_to_num(some["score"]), rtol=1e-5)
+
+
+def test_voxels_of_regions_and_their_queries(tmp_path, study):
+    _, betas, features, _ = study
+    labels = np.zeros((12, 2, 2), np.int16)
+    labels[4:7, 1, 0] = 7
+    image, table = tmp_path / "dseg.nii.gz", tmp_path / "dseg.tsv"
+    nibabel.save(nibabel.Nifti1Image(labels, np.diag([3.0, 3, 3, 1])), image)
+    table.write_text("index\tname\n7\tlate\n")
+    given = {"regions": image, "region_labels": table, "voxels": "regions"}
+    more = {"epochs": 1, "folds": 1, "options": {"dimension": 8}}
+    result = fit(tmp_path, betas, features, "routing", **given, **more)
+    np.testing.assert_array_equal(np.flatnonzero(np.isfinite(result["score"])), [4, 5, 6])
+    assert list(result["query"].values) == ["voxel 4", "voxel 5", "voxel 6"]
+    assert result.attrs["n_voxels_left_out"] == 9
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"voxels": "regions"}, r"encoding\.readouts\.rf\.voxels is regions, and there are none"),
         ({"kind": "guassian"}, "unknown kind 'guassian'.*choose from"),
         ({"options": {"gird": 3}}, r"no option 'gird' in encoding\.readouts\.rf\.options"),
         ({"layers": ["conv9"]}, "layer 'conv9' of encoding.readouts.rf is not in"),

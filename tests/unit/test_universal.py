@@ -255,7 +255,7 @@ def fit(folder, betas, features, **more):
 
 def test_store(tmp_path, study):
     betas, features = study
-    result = fit(tmp_path, betas, features, new_subjects=["03"])
+    result = fit(tmp_path, betas, features, new_subjects=["03"], voxels="all")
     assert list(result["subject"].values) == ["01"] * 3 + ["02"] * 3 + ["03"] * 3
     assert result["embedding"].shape == (16, 9)
     assert result.sizes["fold"] == 3
@@ -281,8 +281,33 @@ def test_store(tmp_path, study):
     assert not list(tmp_path.glob(".*.checkpoints"))  # states are gone
     # The same again has the same content
     digest = json.loads((tmp_path / "u.json").read_text())["content"]
-    fit(tmp_path / "again", betas, features, new_subjects=["03"])
+    fit(tmp_path / "again", betas, features, new_subjects=["03"], voxels="all")
     assert json.loads((tmp_path / "again/u.json").read_text())["content"] == digest
+
+
+def test_voxels_left_out(tmp_path, study):
+    betas, features = study
+    # The third voxel of each subject has hardly any signal
+    result = fit(tmp_path, betas, features, epochs=2)
+    assert list(result["subject"].values) == ["01"] * 3 + ["02"] * 3 + ["03"] * 3
+    np.testing.assert_array_equal(np.isfinite(result["score"]), [True, True, False] * 3)
+    assert np.isnan(result["embedding"].values[:, 2::3]).all()
+    np.testing.assert_array_equal(result["i"], [0, 1, 2] * 3)
+    assert np.isfinite(result["noise_ceiling"]).all()
+    assert result.attrs["n_voxels_left_out"] == {"01": 1, "02": 1, "03": 1}
+    # Regions are each subject's own
+    table, images = tmp_path / "dseg.tsv", []
+    table.write_text("index\tname\n4\tV1\n")
+    for place in range(3):
+        labels = np.zeros((3, 2, 2), np.int16)
+        labels[place, 1, 0] = 4
+        images.append(tmp_path / f"{place}_dseg.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(labels, np.diag([3.0, 3, 3, 1])), images[-1])
+    turned = dict(reversed(betas.items()))
+    given = {"voxels": "regions", "regions": images[::-1], "region_labels": table}
+    result = fit(tmp_path, turned, features, epochs=1, **given)
+    weight = result["layer_weight"].values[0]
+    np.testing.assert_array_equal(np.flatnonzero(np.isfinite(weight)), [0, 4, 8])
 
 
 def test_killed_and_resumed(tmp_path, study, monkeypatch):

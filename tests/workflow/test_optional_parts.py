@@ -29,3 +29,19 @@ def test_joint_models_are_jobs_of_each_subject(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("rule fit_joint:") == 2
     assert "sub-01_task-objects_joint-both.zarr" in done.stdout
+
+
+def test_models_that_keep_to_regions_take_them_in(tmp_path):
+    config = tiny.make(tmp_path)
+    config["features"]["models"]["gabor"] = {"architecture": "gabor"}
+    chosen = {"voxels": "regions"}
+    config["encoding"] = {
+        "joint": {"both": {"spaces": {"early": "gabor", "raw": "pixels"}, **chosen}},
+        "universal": {"crowd": {"model": "pixels", **chosen}},
+    }
+    tiny.write_config(tmp_path, config)
+    done = tiny.snakemake(tmp_path, "--dry-run", "encoding")
+    assert done.returncode == 0, done.stderr
+    for rule, count in (("fit_joint", 1), ("fit_universal", 2)):
+        job = done.stdout.split(f"rule {rule}:")[1].split("output:")[0]
+        assert job.count("dseg.nii.gz") == job.count("dseg.tsv") == count

@@ -573,6 +573,7 @@ def _check_choices(study: Study) -> None:
     _check_readouts(study)
     _check_universal(study)
     _check_joint(study)
+    _check_voxels(study)
     lights = study.config["searchlight"]
     if lights["transform"]:
         check_comparison(
@@ -699,6 +700,17 @@ def _check_model_of(study: Study, key: str, entry: Mapping[str, Any]) -> None:
                 f"config: {key}.layers names {layer!r}, which is not in features.models."
                 f"{model}.layers: add it there"
             )
+
+
+def _check_voxels(study: Study) -> None:
+    """Refuse models that keep to regions where there are none."""
+    for section in ("readouts", "universal", "joint"):
+        for name, entry in study.config["encoding"][section].items():
+            if entry["voxels"] == "regions" and not study.config.get("regions"):
+                raise InputError(
+                    f"config: encoding.{section}.{name}.voxels is regions, and there are none: "
+                    "add regions, or write responsive or all"
+                )
 
 
 def _check_universal(study: Study) -> None:

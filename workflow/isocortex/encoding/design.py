@@ -7,42 +7,51 @@ they are single trials (a betas store) or volumes (a timeseries store).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from isocortex import store
+from isocortex import bids, store
 from isocortex.encoding.folds import CrossValidation, cross_validation_folds
-from isocortex.encoding.scores import ceiling_correlation
+from isocortex.encoding.maps import regions_of_voxels
+from isocortex.encoding.scores import ceiling_correlation, high_enough
 from isocortex.errors import InputError
 
 RESIDENT_BYTES = 1 << 30  # responses up to this size are read once and kept
+FINITE_BLOCK = 4096  # voxels whose responses are looked through at a time
 SPECS = {"betas": "trials", "timeseries": "volumes"}
+VOXELS = ("responsive", "regions", "all")
 
 
 class _Blocks:
     """Blocks of voxels of a store, each part of which is read from disk once if asked in order.
 
     A store is cut into shards of voxels, and any voxel of a shard costs the whole shard to read;
-    the shard that was read last is kept.
+    the shard that was read last is kept. Of some voxels (`chosen`, ascending) only their part is.
     """
 
-    def __init__(self, array: xr.DataArray) -> None:
+    def __init__(self, array: xr.DataArray, chosen: np.ndarray | None = None) -> None:
         self.array = array.transpose(..., "voxel")
         sizes = self.array.variable.chunksizes.get("voxel", (array.sizes["voxel"],))
-        edges = np.cumsum((0, *sizes))
+        stored = np.cumsum((0, *sizes))
         if array.nbytes <= RESIDENT_BYTES:
-            edges = edges[[0, -1]]
-        self.edges, self.number, self.values = edges, -1, np.empty((0, 0), np.float32)
+            stored = stored[[0, -1]]
+        self.chosen, self.stored = chosen, stored
+        self.edges = stored if chosen is None else np.searchsorted(chosen, stored)
+        self.number, self.values = -1, np.empty((0, 0), np.float32)
 
     def _shard(self, number: int) -> np.ndarray:
         if number != self.number:
             self.values = np.empty((0, 0), np.float32)  # never two at a time
-            part = slice(int(self.edges[number]), int(self.edges[number + 1]))
-            self.values = np.asarray(self.array.isel(voxel=part).values)
+            part = slice(int(self.stored[number]), int(self.stored[number + 1]))
+            values = np.asarray(self.array.isel(voxel=part).values)
+            if self.chosen is not None:
+                mine = self.chosen[self.edges[number] : self.edges[number + 1]]
+                values = values[:, mine - part.start]
+            self.values = values
             self.number = number
         return self.values
 
@@ -51,7 +60,8 @@ class _Blocks:
         parts = []
         while first < last:
             start, stop = int(self.edges[low]), min(int(self.edges[low + 1]), last)
-            parts.append(self._shard(low)[:, first - start : stop - start][rows])
+            if stop > first:  # no voxel of a shard may be chosen
+                parts.append(self._shard(low)[:, first - start : stop - start][rows])
             first, low = stop, low + 1
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
         return whole.astype(np.float32, copy=False)
@@ -83,6 +93,8 @@ class Responses:
     samples
         What is known of each used sample: run and session; of trials also stimulus, condition
         and onset; of volumes time (s).
+    whole, chosen
+        Of what `only` gives: the responses of all voxels, and the indices of these among them.
     """
 
     path: Path
@@ -97,6 +109,44 @@ class Responses:
     coords: Mapping[str, np.ndarray]
     samples: Mapping[str, np.ndarray]
     blocks: _Blocks = field(repr=False)
+    whole: Responses | None = field(default=None, repr=False)
+    chosen: np.ndarray | None = field(default=None, repr=False)
+
+    @property
+    def voxels(self) -> np.ndarray:
+        """Index of each voxel in the store, shape (voxels,)."""
+        return np.arange(self.n_voxels) if self.chosen is None else self.chosen
+
+    @property
+    def stored(self) -> Responses:
+        """The responses of all voxels of the store."""
+        return self.whole or self
+
+    def only(self, mask: np.ndarray) -> Responses:
+        """Responses of the voxels of a mask, shape (voxels,), read from the same shards.
+
+        What was computed of them goes back to its place with `scatter`.
+        """
+        kept = np.flatnonzero(mask)
+        chosen, whole = self.voxels[kept], self.stored
+        return replace(
+            self,
+            n_voxels=len(kept),
+            ceiling=self.ceiling[kept],
+            coords={axis: values[kept] for axis, values in self.coords.items()},
+            blocks=_Blocks(whole.blocks.array, chosen),
+            whole=whole,
+            chosen=chosen,
+        )
+
+    def finite(self) -> np.ndarray:
+        """Which voxels have finite responses to all samples, shape (voxels,)."""
+        found = np.empty(self.n_voxels, bool)
+        blocks = _Blocks(self.blocks.array, self.chosen)  # nothing of it stays in memory
+        for first in range(0, self.n_voxels, FINITE_BLOCK):
+            last = min(first + FINITE_BLOCK, self.n_voxels)
+            found[first:last] = np.isfinite(blocks(first, last, self.used)).all(0)
+        return found
 
     @property
     def name(self) -> str:
@@ -197,6 +247,104 @@ def open_responses(path: str | Path) -> Responses:
         samples=samples,
         blocks=_Blocks(values),
     )
+
+
+def choose_voxels(
+    responses: Responses,
+    voxels: str,
+    *,
+    min_ceiling: float,
+    regions: str | Path | None = None,
+    region_labels: str | Path | None = None,
+    key: str = "voxels",
+) -> Responses:
+    """Leave out the voxels that a fit is not worth its time for.
+
+    Parameters
+    ----------
+    responses
+        Of `open_responses`.
+    voxels
+        ``responsive``: an explainable share of the variance of single samples of at least
+        `min_ceiling`, or all finite voxels where no voxel's share is known. ``regions``: those
+        with a label of the table. ``all``.
+    min_ceiling
+        Share, 0 to 1.
+    regions, region_labels
+        Label image on the grid of the responses and its table of index and name.
+    key
+        Of the config, for messages.
+
+    Raises
+    ------
+    InputError
+        Where there is no such choice, regions are missing or on another grid, or no voxel is left.
+
+    Notes
+    -----
+    Noise ceilings tell how alike the responses to the same stimulus are, in test samples too. No
+    feature and no prediction has part in them: responses without relation to the features still
+    score around 0 in the voxels that are kept.
+    """
+    if voxels not in VOXELS:
+        raise InputError(f"unknown {key} {voxels!r}: write one of {', '.join(VOXELS)}")
+    if voxels == "all":
+        return responses
+    if voxels == "regions":
+        if regions is None or region_labels is None:
+            raise InputError(f"{key} is regions, and there are none: add regions, or write all")
+        label = regions_of_voxels(regions, responses.coords, responses.attrs, where=responses.name)
+        mask = np.isin(label, list(bids.read_labels(region_labels)))
+        lacks = "lies in a region: correct the atlas"
+    elif np.isfinite(responses.ceiling).any():
+        mask = high_enough(responses.ceiling, min_ceiling)
+        lacks = f"reaches encoding.min_ceiling ({min_ceiling:g}): lower it"
+    else:
+        mask = responses.finite()
+        lacks = "has finite responses throughout: correct the data"
+    if not mask.any():
+        raise InputError(f"no voxel of {responses.name} {lacks}, or set {key} to all")
+    return responses if mask.all() else responses.only(mask)
+
+
+def scatter(result: xr.Dataset, opened: Sequence[Responses], *, dim: str = "voxel") -> xr.Dataset:
+    """Put results of the voxels that were kept in their places among all voxels of the stores.
+
+    Parameters
+    ----------
+    result
+        Has the voxels of `opened`, one subject after another, along `dim`.
+    opened
+        What `choose_voxels` gave.
+    dim
+        Of voxels.
+
+    Returns
+    -------
+    xarray.Dataset
+        Voxels left out are NaN, -1 in integers and empty in text, but for i, j, k and
+        ``noise_ceiling``, which are known of all; what has no such dimension is as it was.
+    """
+    wholes = [of.stored for of in opened]
+    first = np.cumsum([0, *(whole.n_voxels for whole in wholes)])
+    places = np.concatenate([low + of.voxels for low, of in zip(first[:-1], opened, strict=True)])
+    if len(places) == first[-1]:
+        return result
+    variables = {}
+    for name, variable in result.variables.items():
+        if dim in variable.dims:
+            moved = variable.transpose(..., dim)
+            fill = {"f": np.nan, "i": -1}.get(moved.dtype.kind, "")
+            values = np.full((*moved.shape[:-1], first[-1]), fill, moved.dtype)
+            values[..., places] = moved.values
+            variable = xr.Variable(moved.dims, values, variable.attrs).transpose(*variable.dims)
+        variables[name] = variable
+    of_all = {axis: np.concatenate([whole.coords[axis] for whole in wholes]) for axis in "ijk"}
+    of_all["noise_ceiling"] = np.concatenate([whole.ceiling for whole in wholes])
+    for name, values in of_all.items():
+        variables[name] = xr.Variable((dim,), values.astype(variables[name].dtype))
+    coords = {name: variables.pop(name) for name in result.coords}
+    return xr.Dataset(variables, coords=coords, attrs=result.attrs)
 
 
 def design_of(

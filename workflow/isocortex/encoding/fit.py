@@ -428,7 +428,7 @@ def cross_validated_scores(
     return fit.score, fit.alpha
 
 
-def _penalties(alphas: Sequence[float] | Mapping[str, Any]) -> list[float]:
+def ridge_penalties(alphas: Sequence[float] | Mapping[str, Any]) -> list[float]:
     """Sorted penalties of a list or of a logarithmic grid (minimum, maximum, number)."""
     if isinstance(alphas, Mapping):
         low, high = float(alphas["minimum"]), float(alphas["maximum"])
@@ -544,7 +544,7 @@ def fit_encoding(
     they are kept, counted and warned of.
     """
     where = select_device(device, key="encoding.device")
-    penalties = _penalties(alphas)
+    penalties = ridge_penalties(alphas)
     if method not in METHODS:
         raise InputError(f"unknown encoding.method {method!r}: write one of {', '.join(METHODS)}")
     if alpha_per not in ("voxel", "region"):

@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 from tqdm import tqdm
 
-from isocortex import provenance, store
+from isocortex import store
 from isocortex.device import deterministic, select_device
 from isocortex.encoding.banded import (
     HeldOut,
@@ -28,10 +28,16 @@ from isocortex.encoding.banded import (
     refine_weights,
     search_weights,
 )
-from isocortex.encoding.design import centre, design_of, open_responses
-from isocortex.encoding.fit import _penalties
+from isocortex.encoding.design import (
+    centre,
+    choose_voxels,
+    design_of,
+    open_responses,
+    scatter,
+)
+from isocortex.encoding.fit import ridge_penalties
 from isocortex.encoding.folds import CrossValidation
-from isocortex.encoding.maps import legend, write_map
+from isocortex.encoding.maps import write_maps
 from isocortex.encoding.ridge import Samples, Targets, gram, standardisation
 from isocortex.encoding.scores import high_enough, normalise, pearson, r2
 from isocortex.encoding.stacking import simplex_weights, stacking_weights
@@ -431,6 +437,9 @@ def fit_joint(
     delays: Sequence[float] | None = None,
     resampling: str = "average",
     gap: float = 8.0,
+    voxels: str = "all",
+    regions: Path | None = None,
+    region_labels: Path | None = None,
     min_ceiling: float = 0.05,
     voxel_batch: int = 1024,
     device: str = "auto",
@@ -462,6 +471,8 @@ def fit_joint(
         See `joint_scores`.
     delays, resampling, gap
         Of volumes: see `volumes.volume_design`.
+    voxels, regions, region_labels
+        Which are fitted, see `design.choose_voxels`: the others have no score.
 
     Returns
     -------
@@ -480,8 +491,15 @@ def fit_joint(
         raise InputError(f"unknown {key}.method {method!r}: write one of {', '.join(METHODS)}")
     if len(spaces) < 2:
         raise InputError(f"{key}.spaces has {len(spaces)}: a joint model needs at least 2")
-    penalties = _penalties(alphas)
-    opened = open_responses(responses)
+    penalties = ridge_penalties(alphas)
+    opened = choose_voxels(
+        open_responses(responses),
+        voxels,
+        min_ceiling=min_ceiling,
+        regions=regions,
+        region_labels=region_labels,
+        key=f"{key}.voxels",
+    )
     designs = {}
     in_time = {"delays": delays, "resampling": resampling, "gap": gap}
     for space, source in spaces.items():
@@ -567,6 +585,8 @@ def fit_joint(
             "min_ceiling": min_ceiling,
             "n_trials": len(opened.used),
             "n_stimuli": len(cv.stimuli),
+            "voxels": voxels,
+            "n_voxels_left_out": opened.stored.n_voxels - opened.n_voxels,
             "n_voxels_without_score": int((~np.isfinite(fit.score)).sum()),
             "n_voxels_ceiling_too_low": int((~high_enough(opened.ceiling, min_ceiling)).sum()),
             "n_scores_above_ceiling": above,
@@ -577,19 +597,24 @@ def fit_joint(
     )
     if above:
         logger.warning("%s, joint model %s: %s", opened.name, name, result.attrs["warning"])
+    result = scatter(result, [opened])
     _write_maps(Path(maps), result)
-    logger.info("%s, joint model %s: %s", opened.name, name, cv.text)
+    logger.info(
+        "%s, joint model %s: %s; %d voxels, %d left out",
+        opened.name,
+        name,
+        cv.text,
+        opened.n_voxels,
+        opened.stored.n_voxels - opened.n_voxels,
+    )
     sources = [responses, *dict.fromkeys(features.values())]
+    if voxels == "regions":
+        sources += [regions, region_labels]
     return store.write(result, out, spec="encoding_joint", sources=sources, code=code)
 
 
 def _write_maps(folder: Path, result: xr.Dataset) -> None:
     attrs = result.attrs
-    voxels = np.stack([result[axis].values for axis in "ijk"], axis=1)
-    stem = (
-        f"sub-{attrs['subject']}_task-{attrs['task']}_joint-{attrs['joint']}_"
-        f"space-{attrs['space']}_"
-    )
     names = result["space"].values
     shares = result["product_measure"].values
     scored = np.isfinite(shares).all(0)
@@ -604,13 +629,5 @@ def _write_maps(folder: Path, result: xr.Dataset) -> None:
         },
         "desc-largestshare_dseg": most.astype(np.int16),
     }
-    for suffix, values in maps.items():
-        write_map(
-            folder / f"{stem}{suffix}.nii.gz",
-            values,
-            voxels,
-            shape=attrs["shape"],
-            affine=attrs["affine"],
-            dtype=np.int16 if suffix.endswith("dseg") else np.float32,
-        )
-    provenance.write_json(folder / f"{stem}desc-largestshare_dseg.json", {"Levels": legend(names)})
+    stem = f"sub-{attrs['subject']}_task-{attrs['task']}_joint-{attrs['joint']}"
+    write_maps(folder, stem, maps, result, names=names)

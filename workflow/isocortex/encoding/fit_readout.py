@@ -16,7 +16,15 @@ import xarray as xr
 
 from isocortex import bids, provenance, store
 from isocortex.device import deterministic, select_device
-from isocortex.encoding.design import Design, Responses, centre, design_of, open_responses
+from isocortex.encoding.design import (
+    Design,
+    Responses,
+    centre,
+    choose_voxels,
+    design_of,
+    open_responses,
+    scatter,
+)
 from isocortex.encoding.folds import CrossValidation, Fold
 from isocortex.encoding.maps import regions_of_voxels, write_maps
 from isocortex.encoding.readouts import KINDS, FeatureMaps, Readout, Trained, train
@@ -44,6 +52,7 @@ def fit_readout(
     options: Mapping[str, Any] | None = None,
     folds: int | None = None,
     field_of_view: float | None = None,
+    voxels: str = "responsive",
     regions: Path | None = None,
     region_labels: Path | None = None,
     epochs: int = 200,
@@ -84,9 +93,11 @@ def fit_readout(
     field_of_view
         Width of the image in degrees of visual angle: fields are in degrees then, otherwise in
         shares of the image's width.
+    voxels
+        Which are fitted, see `choose_voxels`: the others have no score.
     regions, region_labels
         Label image on the grid of the responses and its table of index and name, for kinds that
-        use regions.
+        use regions and for `voxels`.
     epochs, patience, batch_size, voxel_batch, learning_rate, weight_decay, precision
         See `isocortex.encoding.readouts.train`.
     min_ceiling
@@ -128,7 +139,14 @@ def fit_readout(
     readout, out = KINDS[kind], Path(out)
     where = select_device(device, key="encoding.device")
     options = readout.complete(options or {}, key=f"encoding.readouts.{name}.options")
-    of = open_responses(responses)
+    of = choose_voxels(
+        open_responses(responses),
+        voxels,
+        min_ceiling=min_ceiling,
+        regions=regions,
+        region_labels=region_labels,
+        key=f"encoding.readouts.{name}.voxels",
+    )
     used = readable_layers(Path(features), readout, layers, name=name)
     design = design_of(
         of,
@@ -154,6 +172,7 @@ def fit_readout(
         "kind": [kind, options],
         "inputs": [store.manifest(path)["content"] for path in (responses, features)],
         "regions": [int(label) for label in labels] if labels is not None else None,
+        "voxels": provenance.digest_bytes(of.voxels.tobytes()),
         "code": code,
     }
     states = checkpoint_folder(out, key)
@@ -215,7 +234,10 @@ def fit_readout(
         attention = np.nanmean(np.stack([fold.attention for fold in trained]), 0)
         variables["attention"] = (("query", "row", "column"), attention.astype(np.float32))
         by_region = region_names is not None and len(attention) == len(region_names)
-        queries = region_names if by_region else [f"voxel {i}" for i in range(len(attention))]
+        if options.get("queries") != "region" or not by_region:
+            queries = [f"voxel {place}" for place in of.voxels[: len(attention)]]
+        else:
+            queries = region_names
         coords["query"] = np.array(queries, dtype=object)
     attrs = {
         **{key: of.attrs[key] for key in ("affine", "shape", "space")},
@@ -235,15 +257,25 @@ def fit_readout(
         "score_average": "plain mean over folds of the score of a fold's test samples",
         "samples": of.kind,
         "n_samples": len(of.used),
+        "voxels": voxels,
+        "n_voxels_left_out": of.stored.n_voxels - of.n_voxels,
         "n_voxels_without_score": int((~np.isfinite(score)).sum()),
         "n_voxels_ceiling_too_low": int((~high_enough(of.ceiling, min_ceiling)).sum()),
         "n_scores_above_ceiling": above,
         "warning": warning if above else "",
     }
-    result = xr.Dataset(variables, coords=coords, attrs=attrs)
+    result = scatter(xr.Dataset(variables, coords=coords, attrs=attrs), [of])
     _write_maps(Path(maps), result)
-    logger.info("%s, readout %s: %s; %d voxels", of.name, name, design.cv.text, of.n_voxels)
-    manifest = store.write(result, out, spec="readout", sources=[responses, features], code=code)
+    logger.info(
+        "%s, readout %s: %s; %d voxels, %d left out",
+        of.name,
+        name,
+        design.cv.text,
+        of.n_voxels,
+        of.stored.n_voxels - of.n_voxels,
+    )
+    sources = [path for path in (responses, features, regions, region_labels) if path is not None]
+    manifest = store.write(result, out, spec="readout", sources=sources, code=code)
     shutil.rmtree(states.parent, ignore_errors=True)
     return manifest
 

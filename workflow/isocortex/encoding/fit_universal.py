@@ -13,9 +13,15 @@ import numpy as np
 import torch
 import xarray as xr
 
-from isocortex import store
+from isocortex import provenance, store
 from isocortex.device import deterministic, select_device
-from isocortex.encoding.design import Responses, open_responses, rows_of_stimuli
+from isocortex.encoding.design import (
+    Responses,
+    choose_voxels,
+    open_responses,
+    rows_of_stimuli,
+    scatter,
+)
 from isocortex.encoding.fit_readout import checkpoint_folder, mean_over_folds, readable_layers
 from isocortex.encoding.folds import MIN_TEST_STIMULI
 from isocortex.encoding.maps import write_map
@@ -162,6 +168,9 @@ def fit_universal(
     new_subjects: Sequence[str] = (),
     layers: Sequence[str] | None = None,
     folds: int = 5,
+    voxels: str = "responsive",
+    regions: Sequence[Path] = (),
+    region_labels: Path | None = None,
     dimension: int = 64,
     width: int = 64,
     heads: int = 1,
@@ -196,6 +205,11 @@ def fit_universal(
         Layers to read; by default all of the model.
     folds
         Of stimuli: as many networks are trained, and one on all stimuli for the embeddings.
+    voxels
+        Which are fitted, see `isocortex.encoding.design.choose_voxels`: the others have no score.
+    regions, region_labels
+        For `voxels`: a label image for each of the responses, in their order, and the table of
+        index and name of all.
     dimension, width, heads, frequencies, epochs, patience, batch_size, voxel_batch
         See `isocortex.encoding.universal.train_network`; epochs, patience and batches also hold
         for the embeddings.
@@ -233,8 +247,20 @@ def fit_universal(
     A killed job goes on where it was, as in `isocortex.encoding.fit_readout`.
     """
     where, out = select_device(device, key="encoding.device"), Path(out)
-    opened = sorted((open_responses(path) for path in responses), key=lambda of: of.subject)
+    opened = [open_responses(path) for path in responses]
     _check(opened, new_subjects, name)
+    opened = [
+        choose_voxels(
+            of,
+            voxels,
+            min_ceiling=min_ceiling,
+            regions=image,
+            region_labels=region_labels,
+            key=f"encoding.universal.{name}.voxels",
+        )
+        for of, image in zip(opened, regions or [None] * len(opened), strict=True)
+    ]
+    opened.sort(key=lambda of: of.subject)
     used = readable_layers(Path(features), UniversalVoxels, layers, name=name, section="universal")
     stimuli = sorted({str(s) for of in opened for s in of.samples["stimulus"]})
     row_of = {stimulus: row for row, stimulus in enumerate(stimuli)}
@@ -262,6 +288,7 @@ def fit_universal(
     key = {
         "settings": settings | architecture | {"device": where.type, "folds": folds},
         "layers": list(used),
+        "voxels": [provenance.digest_bytes(of.voxels.tobytes()) for of in opened],
         "new": sorted(new_subjects),
         "inputs": [store.manifest(of.path)["content"] for of in opened]
         + [store.manifest(Path(features))["content"]],
@@ -302,6 +329,8 @@ def fit_universal(
         "subjects": [of.subject for of in opened],
         "new_subjects": sorted(new_subjects),
         "n_trials": {of.subject: len(of.used) for of in opened},
+        "voxels": voxels,
+        "n_voxels_left_out": {of.subject: of.stored.n_voxels - of.n_voxels for of in opened},
         "folds": f"{len(split) - 1} folds of {len(stimuli)} stimuli, the same for all subjects",
         "runs_held_out": runs_held_out,
         **settings,
@@ -311,10 +340,18 @@ def fit_universal(
         "score_average": "plain mean over folds of the score of a fold's test trials",
     }
     _write_maps(Path(maps), result)
-    sources = [*(of.path for of in opened), features]
+    sources = [*(of.path for of in opened), features, *regions]
+    sources += [region_labels] if region_labels is not None else []
     manifest = store.write(result, out, spec="universal", sources=sources, code=code)
     shutil.rmtree(states.parent, ignore_errors=True)
-    logger.info("%s: %d subjects, %s", name, len(opened), result.attrs["folds"])
+    logger.info(
+        "%s: %d subjects, %s; %d voxels, %d left out",
+        name,
+        len(opened),
+        result.attrs["folds"],
+        sum(of.n_voxels for of in opened),
+        sum(result.attrs["n_voxels_left_out"].values()),
+    )
     return manifest
 
 
@@ -454,7 +491,9 @@ def _dataset(
             axis: ("location", np.concatenate([of.coords[axis] for of in opened])) for axis in "ijk"
         },
     }
-    return xr.Dataset(variables, coords=coords)
+    result = scatter(xr.Dataset(variables, coords=coords), opened, dim="location")
+    everyone = [np.full(of.stored.n_voxels, of.subject, dtype=object) for of in opened]
+    return result.assign_coords(subject=("location", np.concatenate(everyone)))
 
 
 def _write_maps(folder: Path, result: xr.Dataset) -> None:
