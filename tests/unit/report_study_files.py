@@ -498,6 +498,7 @@ def write_predictors(files: StudyFiles, *, seed: int = 1) -> None:
         summary.assign(
             {
                 "model_score": (("candidate", "region", "subject"), by_subject),
+                "r2": (("predictor", "region", "subject"), summary["score"].values ** 2),
                 "spatial_score": (("candidate", "subject"), spatial),
                 "spatial_mean": ("candidate", np.array([0.8, 0.0, np.nan])),
                 "spatial_low": ("candidate", np.array([0.6, -0.2, np.nan])),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from isocortex import store
 from isocortex.errors import InputError
@@ -16,6 +17,7 @@ from isocortex.report.encoding_regions import counted, masks_of, mean_over, read
 from isocortex.report.methods import methods_blocks
 from isocortex.report.page import number
 from isocortex.report.study import KINDS
+from isocortex.report.study_encoding import encoding_section
 from isocortex.report.study_predictors import over_subjects, scores_by_task
 
 
@@ -197,6 +199,28 @@ def test_models_are_compared_as_the_summary_says(study_page):
     assert "V1 convnet pixels 0.200 [0.150, 0.250]" in text
     assert "r rises with parameters in 6 of 6 regions (2 with p &lt; 0.05)" in text
     assert "tested over stimuli" not in text
+
+
+def test_a_joint_model_that_is_best_is_no_model_to_map(files, study_page, tmp_path):
+    """The summary counts joint models among its predictors; maps are those of linear models."""
+    summary = store.open(files.of("summary_compared")[0], "encoding_summary").load()
+    best = summary["score"].sel(predictor="convnet/layer1", region="V1").values
+    assert f" {number(float((best**2).mean()), 3)} " in study_page.section("encoding")
+    name = np.array(["joint/mix"], dtype=object)
+    mix = summary.isel(predictor=[0]).assign_coords(predictor=name)
+    mix = mix.assign_coords(model=("predictor", name), layer=("predictor", name))
+    mix["mean"] = mix["mean"] + 1
+    both = xr.concat([summary, mix], "predictor", data_vars="minimal")
+    both["best_predictor"] = ("region", np.repeat(name, len(REGIONS)))
+    opened = [
+        store.open(p, "encoding")
+        for p in (files.of("encoding_tested")[0], files.of("encoding", "01")[2])
+    ]
+    choices = report.ReportOptions.from_config(report.OPTIONS | {"slices": 1})
+    with report_style():
+        blocks = encoding_section([both], opened, (), choices)
+    text = " ".join(block.text for block in blocks if block.kind == "paragraph")
+    assert f"Maps are drawn for convnet, the best model in {len(REGIONS)} of {len(REGIONS)}" in text
 
 
 def test_methods_cite_what_ran_and_nothing_else(files, study_page):

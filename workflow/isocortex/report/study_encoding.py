@@ -74,6 +74,7 @@ def encoding_section(
             )
         )
         normalised = np.asarray(dataset["score_normalised"].values)
+        explained = np.asarray(dataset["r2"].values) if "r2" in dataset else None
         voxels = np.asarray(dataset["n_voxels"].values)
         rows = []
         for column, cells in enumerate(scores.best_rows()):
@@ -84,6 +85,7 @@ def encoding_section(
                 [
                     *cells[:3],
                     number(float(value.mean())) if value.size else "n/a",
+                    *([_mean_text(explained, row, column)] if explained is not None else []),
                     *cells[3:],
                     f"{voxels[column].min():,}"
                     if voxels[column].min() == voxels[column].max()
@@ -98,6 +100,7 @@ def encoding_section(
                     "Best layer",
                     f"r [{level(dataset)} interval]",
                     "r / ceiling",
+                    *(["r²"] if explained is not None else []),
                     corrected_header(dataset),
                     "Runner-up",
                     "Voxels a subject",
@@ -114,6 +117,13 @@ def encoding_section(
     if opened or encoding:
         blocks += _encoding_maps(encoding, opened, choices)
     return blocks
+
+
+def _mean_text(values: np.ndarray, row: int | None, column: int) -> str:
+    """Mean over subjects of a predictor's values in a region, as text."""
+    chosen = values[row, column] if row is not None else np.array([np.nan])
+    chosen = chosen[np.isfinite(chosen)]
+    return number(float(chosen.mean()), 3) if chosen.size else "n/a"
 
 
 def _responsive_text(dataset: xr.Dataset, samples: str) -> str:
@@ -143,10 +153,11 @@ def _encoding_maps(
         wins = dict.fromkeys(models, 0)
         for dataset in opened:
             if str(dataset.attrs["task"]) == task:
-                for name in dataset["best_predictor"].values:
-                    model = str(name).split("/", 1)[0]
-                    if model:  # a region without a score has none
-                        wins[model] = wins.get(model, 0) + 1
+                # Of those with maps here: joint models and readouts are predictors, too.
+                drawn = dataset.isel(predictor=np.isin(dataset["model"].values.astype(str), models))
+                means = np.asarray(drawn["mean"].values)
+                for column in means.T[np.isfinite(means).any(axis=0)]:
+                    wins[str(drawn["model"].values[int(np.nanargmax(column))])] += 1
         chosen = max(models, key=lambda model: wins[model])
         blocks.append(Heading(f"Maps, task {task}"))
         if len(models) > 1:
