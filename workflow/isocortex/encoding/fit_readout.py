@@ -226,8 +226,14 @@ def fit_readout(
     variables |= {
         "layer_weight": (("layer", "voxel"), weight.astype(np.float32)),
         "preferred_layer": ("voxel", preferred),
-        "training_loss": (("fold", "epoch"), _losses(trained, "training_loss")),
-        "validation_loss": (("fold", "epoch"), _losses(trained, "validation_loss")),
+        "training_loss": (
+            ("fold", "epoch"),
+            loss_table([fold.training_loss for fold in trained]),
+        ),
+        "validation_loss": (
+            ("fold", "epoch"),
+            loss_table([fold.validation_loss for fold in trained]),
+        ),
         "n_epochs": ("fold", np.array(n_epochs, np.int32)),
     }
     if trained[0].attention is not None:
@@ -472,11 +478,11 @@ def _arrays(trained: Sequence[Trained], field_of_view: float | None) -> dict[str
     return arrays
 
 
-def _losses(trained: Sequence[Trained], key: str) -> np.ndarray:
-    """Losses by fold and epoch, NaN after the last."""
-    table = np.full((len(trained), max(1, *(fold.n_epochs for fold in trained), 1)), np.nan)
-    for row, fold in zip(table, trained, strict=True):
-        row[: fold.n_epochs] = getattr(fold, key)
+def loss_table(curves: Sequence[np.ndarray]) -> np.ndarray:
+    """Losses by fold and epoch, shape (folds, epochs), NaN after a fold's last."""
+    table = np.full((len(curves), max([1, *map(len, curves)])), np.nan)
+    for row, curve in zip(table, curves, strict=True):
+        row[: len(curve)] = curve
     return table
 
 

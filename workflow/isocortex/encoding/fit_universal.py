@@ -22,9 +22,14 @@ from isocortex.encoding.design import (
     rows_of_stimuli,
     scatter,
 )
-from isocortex.encoding.fit_readout import checkpoint_folder, mean_over_folds, readable_layers
+from isocortex.encoding.fit_readout import (
+    checkpoint_folder,
+    loss_table,
+    mean_over_folds,
+    readable_layers,
+)
 from isocortex.encoding.folds import MIN_TEST_STIMULI
-from isocortex.encoding.maps import write_map
+from isocortex.encoding.maps import write_maps
 from isocortex.encoding.readouts.training import FeatureMaps, Trained
 from isocortex.encoding.scores import normalise, pearson, r2
 from isocortex.encoding.universal import (
@@ -478,9 +483,7 @@ def _dataset(
         variables[key] = (dims, joined.astype(np.float32))
     n_epochs = np.array([len(network.training_loss) for network in networks], np.int32)
     for key in ("training_loss", "validation_loss"):
-        table = np.full((len(networks), n_epochs.max()), np.nan)
-        for row, network in zip(table, networks, strict=True):
-            row[: len(network.training_loss)] = getattr(network, key)
+        table = loss_table([getattr(network, key) for network in networks])
         variables[key] = (("fold", "epoch"), table)
     variables["n_epochs"] = ("fold", n_epochs)
     subjects = np.concatenate([np.full(of.n_voxels, of.subject, dtype=object) for of in opened])
@@ -499,14 +502,11 @@ def _dataset(
 def _write_maps(folder: Path, result: xr.Dataset) -> None:
     attrs = result.attrs
     for subject in attrs["subjects"]:
-        mine = result["subject"].values == subject
-        voxels = np.stack([result[axis].values[mine] for axis in "ijk"], axis=1)
+        mine = result.isel(location=np.flatnonzero(result["subject"].values == subject))
+        mine = mine.assign_attrs({key: attrs[key][subject] for key in ("affine", "shape")})
+        maps = {
+            "stat-r_statmap": mine["score"].values,
+            "stat-rnormalised_statmap": mine["score_normalised"].values,
+        }
         stem = f"sub-{subject}_task-{attrs['task']}_universal-{attrs['name']}"
-        for suffix, key in (("stat-r", "score"), ("stat-rnormalised", "score_normalised")):
-            write_map(
-                folder / f"{stem}_space-{attrs['space']}_{suffix}_statmap.nii.gz",
-                result[key].values[mine],
-                voxels,
-                shape=attrs["shape"][subject],
-                affine=attrs["affine"][subject],
-            )
+        write_maps(folder, stem, maps, mine, names=())
