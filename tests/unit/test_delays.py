@@ -80,6 +80,21 @@ def test_overlapping_windows_are_averaged_and_words_without_length_counted():
     assert np.array_equal(words.toarray(), [[1, 1, 0], [0, 0, 1], [0, 0, 0]])
 
 
+def test_overlapping_windows_are_averaged_for_the_time_that_they_cover():
+    # a film of overlapping windows ends half way through the second volume; two words in it
+    start = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 2.2, 2.9])
+    duration = np.array([1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0])
+    got = averaging_weights(start, duration, first=1.0, tr=2.0, n_volumes=3).toarray()
+    assert got[:, :5].sum(1) == pytest.approx([1.0, 0.5, 0.0])
+    assert got[1, :5] == pytest.approx(0.5 * np.array([0, 0, 0, 0.5, 1]) / 1.5)
+    assert got[:, 5:].tolist() == [[0, 0], [1, 1], [0, 0]]
+    # windows apart within a volume cover the time of both
+    apart = averaging_weights(
+        np.array([1.2, 0.1, 0.2]), np.array([0.4, 0.4, 0.3]), first=1.0, tr=2.0, n_volumes=1
+    )
+    assert apart.sum() == pytest.approx(0.4)
+
+
 def test_lanczos_is_that_of_huth_2016():
     rng = np.random.default_rng(2)
     start, duration = np.sort(rng.uniform(-2, 40, 90)), rng.uniform(0, 0.5, 90)
@@ -104,6 +119,13 @@ def events(*rows):
     return Events(
         np.array(run), np.array(onset, float), np.array(duration, float), np.array(stimulus)
     )
+
+
+def test_a_stimulus_whose_samples_begin_after_its_event_shows_nothing():
+    late = Samples(np.array(["talk@0003.000"]), np.array(["talk"]), np.array([3.0]), np.ones(1))
+    shown = events(("1", 0, 2, "talk"), ("1", 10, 9, "talk"))
+    row, start, duration = place_samples(shown, "1", late, where="here")
+    assert (row.tolist(), start.tolist(), duration.tolist()) == ([0], [13], [1])
 
 
 def test_stimuli_are_placed_where_events_show_them():

@@ -94,6 +94,14 @@ def test_features_of_volumes_that_were_left_out_are_delayed_into_later_ones():
         timeline(runs, times, 1.7, where="here")
 
 
+@pytest.mark.parametrize("stands", [0.0, 0.967, 1.0, 1.9])
+def test_the_grid_begins_with_the_run_whatever_time_slices_were_brought_to(stands):
+    times = stands + TR * np.arange(3, 9)  # three volumes were not yet steady
+    line = timeline(["1"] * 6, times, TR, where="here")
+    assert line.first == pytest.approx([stands])
+    assert line.rows.tolist() == [3, 4, 5, 6, 7, 8]
+
+
 def test_maps_keep_the_dims_that_a_readout_weights(tmp_path):
     rng = np.random.default_rng(1)
     layers = {"map": rng.random((60, 4, 2, 3)), "token": rng.random((60, 5, 4))}

@@ -154,11 +154,11 @@ def place_samples(events: Events, run: str, samples: Samples, *, where: str = "t
         else:
             found = np.flatnonzero(samples.ids == name)
             start, end = np.zeros(found.size), np.full(found.size, length)
-        if not found.size:
-            raise InputError(
-                f"stimulus {name!r} of run {run} has no features in {where}: put its file into "
-                "the stimulus folder under that name"
-            )
+            if not found.size:
+                raise InputError(
+                    f"stimulus {name!r} of run {run} has no features in {where}: put its file "
+                    "into the stimulus folder under that name"
+                )
         rows.append(found)
         starts.append(events.onset[index] + start)
         ends.append(events.onset[index] + end)
@@ -188,12 +188,33 @@ def averaging_weights(
     -------
     scipy.sparse.csr_array, shape (n_volumes, samples)
         The share of the acquisition that a sample was on. Time in which nothing was on counts as
-        0; where windows of one movie overlap, their mean is taken. A sample of no duration (a
-        word whose onset alone is known) has the weight 1 in the volume that it falls into.
+        0; where windows of one movie overlap, their mean is taken, for the time that they cover. A
+        sample of no duration (a word whose onset alone is known) has the weight 1 in the volume
+        that it falls into.
     """
-    edge = first - tr / 2
-    end = start + duration
     impulse = duration <= 0
+    grid = {"edge": first - tr / 2, "tr": tr, "n_volumes": n_volumes}
+    weights = _shares(start, start + duration, impulse, **grid)
+    lasting = weights @ (~impulse).astype(float)
+    opens, closes = _union(start[~impulse], (start + duration)[~impulse])
+    covered = _shares(opens, closes, np.zeros(opens.size, bool), **grid).sum(1)
+    overlap = np.where(lasting > covered + 1e-9, covered / np.maximum(lasting, 1e-9), 1.0)
+    entries = weights.tocoo()
+    row, column = entries.coords
+    value = entries.data * np.where(impulse[column], 1.0, overlap[row])
+    return scipy.sparse.csr_array((value, (row, column)), shape=weights.shape)
+
+
+def _shares(
+    start: np.ndarray,
+    end: np.ndarray,
+    impulse: np.ndarray,
+    *,
+    edge: float,
+    tr: float,
+    n_volumes: int,
+) -> scipy.sparse.csr_array:
+    """Share of each volume that each interval takes, 1 for an impulse in it."""
     low = np.floor((start - edge) / tr + 1e-9).astype(int)
     last = np.where(impulse, low, np.ceil((end - edge) / tr - 1e-9).astype(int) - 1)
     parts = []
@@ -204,9 +225,16 @@ def averaging_weights(
         opens = edge + volume * tr
         overlap = np.minimum(end[column], opens + tr) - np.maximum(start[column], opens)
         parts.append((volume, column, np.where(impulse[column], tr, overlap.clip(0)) / tr))
-    weights = _sparse(parts, (n_volumes, start.size))
-    lasting = weights @ (~impulse).astype(float)
-    return scipy.sparse.diags_array(1 / np.maximum(lasting, 1.0)) @ weights
+    return _sparse(parts, (n_volumes, start.size))
+
+
+def _union(start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Starts and ends of the stretches that intervals cover, which do not overlap."""
+    order = np.argsort(start, kind="stable")
+    start, reached = start[order], np.maximum.accumulate(end[order])
+    breaks = np.flatnonzero(start[1:] > reached[:-1]) + 1
+    opens = np.concatenate([start[:1], start[breaks]])
+    return opens, np.concatenate([reached[breaks - 1], reached[-1:]])
 
 
 def lanczos_weights(

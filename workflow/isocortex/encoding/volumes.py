@@ -99,8 +99,8 @@ def timeline(runs: Sequence[str], times: Sequence[float], tr: float, *, where: s
     for number, name in enumerate(names):
         members = np.flatnonzero(labels == name)
         own = times[members]
-        # volumes whose acquisition began with the run or later
-        before = max(0, int(np.floor((own[0] - tr / 2) / tr + 1e-6)))
+        # a run's first volume stands within its first TR, wherever slices were brought to
+        before = max(0, int(np.floor(own[0] / tr + 1e-6)))
         first[number] = own[0] - before * tr
         steps = (own - first[number]) / tr
         position = np.rint(steps).astype(int)
