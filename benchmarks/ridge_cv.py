@@ -113,7 +113,7 @@ def ridge_figure(
             f"(train + penalties x test) + rank x (rows + predicted)){gram}, of which "
             f"{done / 1e12:.3g} are done, decompositions apart; predictions made at "
             f"{', '.join(map(str, plans[0].n_nodes))} penalties of the folds, the others "
-            "interpolated"
+            f"interpolated; at {', '.join(map(str, plans[0].n_few))} for targets that these decide"
         )
 
     return side_by_side(

@@ -185,6 +185,77 @@ def test_interpolated_filters_are_within_the_tolerance(spectrum, tolerance):
         assert len(nodes) == 1  # filters of one eigenvalue are multiples of each other
 
 
+def many_targets(n, p, *, noise, steepness, seed=0):
+    """Features of a spectrum, 1,500 targets of one noise level, and their samples in 5 folds."""
+    rng = np.random.default_rng(seed)
+    features = rng.standard_normal((n, p)) * np.geomspace(1, steepness, p)
+    signal = features @ rng.standard_normal((p, 1500))
+    targets = signal / signal.std(0) + noise * rng.standard_normal((n, 1500))
+    parts = np.array_split(rng.permutation(n), 5)
+    folds = tuple((np.setdiff1d(np.arange(n), part), np.sort(part)) for part in parts)
+    samples = Samples(np.arange(n), n, np.arange(n), np.arange(0), folds)
+    return torch.from_numpy(features), torch.from_numpy(targets).float(), samples
+
+
+@pytest.mark.parametrize("steepness", [1, 0.01])
+@pytest.mark.parametrize("noise", [0.3, 2])
+@pytest.mark.parametrize(("n", "p"), [(200, 60), (100, 160)])
+def test_few_nodes_choose_the_penalties_of_all(n, p, noise, steepness, monkeypatch):
+    features, targets, samples = many_targets(n, p, noise=noise, steepness=steepness)
+    plan = plan_ridge(features, samples, ALPHAS, standardise=False)
+    expected = plan.losses(Targets(samples, targets))
+    made, plain = [], RidgePlan._losses
+
+    def counted(plan, block, *inner):
+        made.append(block.block.shape[1])
+        return plain(plan, block, *inner)
+
+    monkeypatch.setattr(RidgePlan, "_losses", counted)
+    choice = plan.choose(Targets(samples, targets))
+    assert sum(plan.n_few) < sum(plan.n_nodes)
+    assert made[1] == 1500
+    assert sum(made[2:]) < 750  # that few nodes leave undecided
+    # The same, or equal within rounding
+    least = expected.min(0).values
+    own = expected.gather(0, choice[None])[0]
+    assert (own <= least * (1 + 1e-5)).all()
+    assert (choice == choose_penalty(expected)).double().mean() > 0.995
+    # Targets unlike those that the nodes were chosen for
+    _, others, _ = many_targets(n, p, noise=8, steepness=steepness, seed=1)
+    expected = plan.losses(Targets(samples, others))
+    own = expected.gather(0, plan.choose(Targets(samples, others))[None])[0]
+    assert (own <= expected.min(0).values * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("steepness", [1, 0.01])
+@pytest.mark.parametrize(("n", "p"), [(200, 60), (100, 160)])
+def test_errors_of_few_nodes_are_within_their_bound(n, p, steepness):
+    """Also of targets that are one principal axis each, which are the worst for some penalty."""
+    features, targets, samples = many_targets(n, p, noise=1, steepness=steepness)
+    plan = plan_ridge(features, samples, ALPHAS, standardise=False, tolerance=1e-10)
+    axes = (
+        torch.linalg.svd(features - features.mean(0), full_matrices=False)
+        .U[:, : min(n - 1, p)]
+        .float()
+    )
+    targets = torch.cat([targets[:, :50], axes * n**0.5], 1)
+    exact = plan.losses(Targets(samples, targets))
+    length = torch.linalg.vector_norm(targets - targets.mean(0), dim=0)
+    for kept in ([0, 6, 9, 12], [8, 10], [11]):
+        inner, error = [], []
+        for split in plan.inner:
+            few, off, growth = split.at(split.nodes[np.isin(split.nodes, kept)][-3:])
+            inner.append(few)
+            error.append(off)
+        if not all(len(few.nodes) for few in inner):
+            continue
+        got = plan._losses(Targets(samples, targets), inner)
+        off = torch.from_numpy(np.linalg.norm(error, axis=0)).float()[:, None] * length
+        room = off * (2 * exact.sqrt() + off)
+        assert ((got - exact).abs() <= room + 1e-5 * growth.max() ** 2 * exact.amax(0)).all()
+        assert (got - exact).abs().max() > 1e-3 * room.max()  # the bound is not far off
+
+
 def test_moments_are_used_and_change_nothing():
     features, targets, folds = problem(400, 40, 30)
     options = {"test_features": features[400:], "dtype": torch.float32}

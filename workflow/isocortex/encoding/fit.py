@@ -41,7 +41,6 @@ from isocortex.encoding.ridge import (
     RidgePlan,
     Samples,
     Targets,
-    choose_penalty,
     gram,
     plan_ridge,
     standardisation,
@@ -298,11 +297,11 @@ def fit_layers(
     def choose(plan: Plan, targets: Targets, part: slice, shared: Mapping[int, int] | None):
         """Index of each voxel's penalty: its own, or that of its region."""
         if shared is None:
-            return choose_penalty(plan.ridge.losses(targets))
+            return plan.ridge.choose(targets)
         label = region[part]
         choice = torch.tensor([shared[name] for name in label.tolist()], device=device)
         if (label == 0).any():
-            own = choose_penalty(plan.ridge.losses(targets))
+            own = plan.ridge.choose(targets)
             choice = torch.where(torch.from_numpy(label == 0).to(device), own, choice)
         return choice
 

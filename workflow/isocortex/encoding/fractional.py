@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from isocortex.encoding.ridge import Samples, Targets, decompose, in_parallel
+from isocortex.encoding.ridge import Samples, Targets, choose_penalty, decompose, in_parallel
 
 BIG, SMALL, STEP = 1e4, 1e-2, 0.2
 """Grid of penalties, as of fracridge: from the least eigenvalue x SMALL to the largest x BIG, in
@@ -85,6 +85,10 @@ class FractionalPlan:
             Shape (fractions, targets).
         """
         return targets.halving(lambda some, _: self._losses(some))
+
+    def choose(self, targets: Targets) -> torch.Tensor:
+        """Index of each target's own fraction, shape (targets,)."""
+        return choose_penalty(self.losses(targets))
 
     def _losses(self, targets: Targets) -> torch.Tensor:
         n_targets = targets.block.shape[1]

@@ -5,13 +5,16 @@ features (repeats of one stimulus) are collapsed into one row with a count, whic
 solution.
 
 `plan_ridge` makes all that features and folds have to give; targets then pass by in blocks and
-cost matrix products only (`ridge_cv` does both). Three things make these few, all exact to
+cost matrix products only (`ridge_cv` does both). Four things make these few, all exact to
 rounding:
 
 - Predictions at all penalties lie near a space of few dimensions, since the filters
   1 / (eigenvalue + penalty) are smooth: held-out predictions are made at some of the penalties
   alone, the residuals at the others are combinations of those (an interpolative decomposition,
   whose error is known beforehand), and squared errors are quadratic forms in their inner products.
+- Where a target chooses for itself, losses need only be exact enough to tell which is least: they
+  are taken from still fewer penalties, and again from all nodes for targets that their error's
+  bound leaves undecided.
 - From targets to a held-out prediction there is one product, not a rotation and a projection.
 - With fewer features than rows, products of features and targets are made once for each inner
   fold and summed; what trains is the sum less what is held out.
@@ -23,7 +26,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +60,7 @@ TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-14}
 MOST_TARGETS = 4096  # worked on together: more are no faster
 LOSS_ELEMENTS = 1 << 22  # residuals of some targets at all nodes: what a processor's cache holds
 MOST_GROWTH = 10.0  # of the rounding of moments, on the way to a prediction
+PILOT = 128  # targets that tell at which nodes losses decide
 COLUMNS, ROWS = 4096, 512  # of features: blocks of inner products
 
 
@@ -223,9 +227,12 @@ class _Decomposition:
     projection: torch.Tensor
     values: torch.Tensor
 
-    def hat(self, alpha: float) -> torch.Tensor:
-        """The operator from sums to predictions, without the mean."""
-        return (self.projection / (self.values + alpha)) @ self.rotation
+    def hats(self, alphas: Sequence[float], dtype: torch.dtype) -> torch.Tensor:
+        """Operators from sums to predictions without the mean, shape (penalties, tests, sums)."""
+        rotation = self.rotation.to(dtype)
+        return torch.stack(
+            [(self.projection / (self.values + alpha)).to(dtype) @ rotation for alpha in alphas]
+        )
 
 
 def _kept(matrix: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -348,6 +355,79 @@ class _Split:
     test_counts: torch.Tensor
     root_share: torch.Tensor
     n_train: float  # infinite where there is no intercept
+    nodes: np.ndarray  # indices of penalties
+    filters: np.ndarray  # (rank, penalties), scaled by the root mean squares of their predictions
+    gain: float  # at least the length of a prediction, given rotated targets of length 1 and these
+
+    def at(self, kept: np.ndarray) -> tuple[_Split, np.ndarray, np.ndarray]:
+        """The split at some of its nodes, and what that makes of squared errors.
+
+        Returns
+        -------
+        split, error, growth
+            Shapes (penalties,): bound on the length of the error of a prediction, for targets of
+            length 1; sum of the absolute weights of what it is a combination of.
+        """
+        position = np.flatnonzero(np.isin(self.nodes, kept))
+        coefficients, error = self.foreseen(kept)
+        own = self.operator.view(len(self.nodes), -1, self.operator.shape[1])
+        operator = own[_on(position, own.device)].view(-1, self.operator.shape[1])
+        weights = _with_target(coefficients)
+        split = replace(
+            self,
+            operator=operator,
+            squares=_on(_squares(weights), own.device).to(operator.dtype),
+            nodes=self.nodes[position],
+        )
+        return split, error, np.abs(weights).sum(1)
+
+    def foreseen(self, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Coefficients (penalties, nodes kept) and bounds of `at`."""
+        nodes = self.nodes[np.isin(self.nodes, kept)]
+        coefficients = np.linalg.lstsq(self.triangle[:, nodes], self.triangle, rcond=None)[0]
+        rest = self.filters - self.filters[:, nodes] @ coefficients
+        return coefficients.T, self.gain * np.abs(rest).max(0, initial=0.0)
+
+    @functools.cached_property
+    def triangle(self) -> np.ndarray:
+        """Inner products of filters are those of its columns."""
+        return np.linalg.qr(self.filters, mode="r")
+
+
+@dataclass(frozen=True)
+class _Few:
+    """Inner splits at few nodes, and what the error of their losses is bounded by."""
+
+    inner: tuple[_Split, ...]
+    error: np.ndarray  # (penalties,): of predictions of all splits, for targets of length 1
+    growth: np.ndarray  # (penalties,): of rounding
+
+    @classmethod
+    def of(cls, splits: Sequence[_Split], kept: np.ndarray) -> _Few:
+        found, error, growth = zip(*(split.at(kept) for split in splits), strict=True)
+        return cls(found, np.linalg.norm(error, axis=0), np.max(growth, axis=0))
+
+
+def _decide(
+    losses: torch.Tensor, error: np.ndarray, growth: np.ndarray | float, length: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Penalties of the least loss, and for which targets another may have it.
+
+    A loss is a squared distance. If the prediction is off by at most `error` x `length`, it is
+    off by at most 2 root(loss) x that + that squared.
+    """
+
+    def column(values: np.ndarray | float) -> torch.Tensor:
+        return torch.as_tensor(values).to(losses).reshape(-1, 1)
+
+    losses = losses.clamp(min=0)
+    off = column(error) * length
+    room = off * (2 * losses.sqrt() + off)
+    rounding = 8 * torch.finfo(losses.dtype).eps * column(growth) ** 2
+    room += rounding * losses.amax(0)
+    most, choice = (losses + room).min(0)
+    least = (losses - room).scatter_(0, choice[None], math.inf).amin(0)
+    return choice, least <= most
 
 
 @dataclass(frozen=True)
@@ -372,15 +452,26 @@ class RidgePlan:
     inner: tuple[_Split, ...]
     hats: torch.Tensor  # (penalties, test rows, training rows)
     test_position: torch.Tensor
+    _few: dict[str, _Few | None] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def n_nodes(self) -> tuple[int, ...]:
         return tuple(len(split.operator) // max(len(split.root_share), 1) for split in self.inner)
 
     @property
+    def n_few(self) -> tuple[int, ...]:
+        """At how many penalties `choose` made the predictions of targets soon decided."""
+        return tuple(len(split.nodes) for split in self._chosen_by)
+
+    @property
+    def _chosen_by(self) -> tuple[_Split, ...]:
+        few = self._few.get("few")
+        return self.inner if few is None else few.inner
+
+    @property
     def n_bytes(self) -> int:
-        """Memory of the plan."""
-        parts = [self.hats, *(split.operator for split in self.inner)]
+        """Memory of the plan; that of fewer nodes is taken for as much again."""
+        parts = [self.hats, *(split.operator for split in self.inner for _ in range(2))]
         parts += [] if self.basis is None else [self.basis]
         return sum(part.numel() * part.element_size() for part in parts)
 
@@ -396,12 +487,12 @@ class RidgePlan:
         return float(samples * size)
 
     def flop(self, n_targets: int) -> float:
-        """Floating-point operations that `losses` and `predict` do for so many targets."""
+        """Floating-point operations of `choose`, targets soon decided, and `predict`."""
         products = self.hats[0].numel()
         products += 0 if self.basis is None else self.basis.numel()
         products += sum(
             split.operator.numel() + split.squares.shape[1] * len(split.root_share)
-            for split in self.inner
+            for split in self._chosen_by
         )
         return 2.0 * products * n_targets
 
@@ -417,11 +508,71 @@ class RidgePlan:
         """
         return targets.halving(lambda some, _: self._losses(some))
 
-    def _losses(self, targets: Targets) -> torch.Tensor:
+    def choose(self, targets: Targets) -> torch.Tensor:
+        """Each target's own penalty: `choose_penalty` of `losses`, for less work.
+
+        In single precision, some targets of the first block tell at which of the nodes losses
+        are to be had for most targets to be decided within a bound on the error; the others'
+        losses are made at all nodes.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape (targets,), int64.
+        """
+        return targets.halving(lambda some, _: self._choose(some)[None])[0]
+
+    def _choose(self, targets: Targets) -> torch.Tensor:
+        block = targets.block
+        if block.dtype != torch.float32 or block.shape[1] < 8 * PILOT or not self.inner:
+            return choose_penalty(self._losses(targets))
+        known = block[_on(self.samples.train, block.device)]
+        if math.isfinite(self.n_train):
+            known -= known.mean(0)
+        length = torch.linalg.vector_norm(known, dim=0)
+        del known
+        if "few" not in self._few:
+            every = torch.arange(0, block.shape[1], block.shape[1] // PILOT, device=block.device)
+            pilot = self._losses(Targets(self.samples, block[:, every]))
+            self._few["few"] = self._fewest(pilot, length[every])
+        few = self._few["few"]
+        if few is None:
+            return choose_penalty(self._losses(targets))
+        losses = self._losses(targets, few.inner)
+        choice, open_ = _decide(losses, few.error, few.growth, length)
+        again = open_.nonzero()[:, 0]
+        if len(again):
+            some = Targets(self.samples, block[:, again])
+            choice[again] = choose_penalty(self._losses(some))
+        return choice
+
+    def _fewest(self, losses: torch.Tensor, length: torch.Tensor) -> _Few | None:
+        """Nodes are left out one by one while that makes less work of targets such as these."""
+        every = sum(self.n_nodes)
+
+        def work(kept: np.ndarray) -> list[float]:
+            error = np.linalg.norm([split.foreseen(kept)[1] for split in self.inner], axis=0)
+            left = sum(np.isin(split.nodes, kept).sum() for split in self.inner)
+            # Of equals, what would be the least with a larger error leaves room to go on
+            shares = [_decide(losses, error * by, 1.0, length)[1].double().mean() for by in (1, 10)]
+            return [float(left + every * share) for share in shares]
+
+        kept = np.unique(np.concatenate([split.nodes for split in self.inner]))
+        least = float(every)
+        while len(kept) > 1:
+            tried = [np.delete(kept, index) for index in range(len(kept))]
+            found = [work(some) for some in tried]
+            best = found.index(min(found))
+            if found[best][0] >= least:
+                break
+            least, kept = found[best][0], tried[best]
+        return _Few.of(self.inner, kept) if least < every else None
+
+    def _losses(self, targets: Targets, inner: Sequence[_Split] | None = None) -> torch.Tensor:
         n_targets = targets.block.shape[1]
         known = self._moments(targets)
         total = targets.block.new_zeros((len(self.alphas), n_targets))
-        for number, split in enumerate(self.inner):
+        for number, split in enumerate(self.inner if inner is None else inner):
             rows = known[number] if known else targets.sums(("train", number))
             mean = (rows[-1] if known else rows.sum(0)) / split.n_train
             offset = targets.sums(("test", number)) / split.test_counts[:, None]
@@ -497,6 +648,16 @@ def _squared_error(split: _Split, rows: torch.Tensor, offset: torch.Tensor) -> t
     predicted.addmm_(rows.T, split.operator.T, alpha=-1)
     products = torch.bmm(residual, residual.transpose(1, 2))
     return split.squares @ products.view(n_targets, -1).T
+
+
+def _with_target(coefficients: np.ndarray) -> np.ndarray:
+    """Weights of residuals: a target is its own at an infinite penalty, and takes what is left."""
+    return np.column_stack([coefficients, 1 - coefficients.sum(1)])
+
+
+def _squares(weights: np.ndarray) -> np.ndarray:
+    """Weights of the inner products of residuals in squared errors."""
+    return (weights[:, :, None] * weights[:, None]).reshape(len(weights), -1)
 
 
 def _on(rows: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -699,8 +860,7 @@ def plan_ridge(
     grid = [float(alpha) for alpha in alphas]
 
     def hats() -> torch.Tensor:
-        outer = found.outer()
-        return torch.stack([outer.hat(alpha).to(dtype) for alpha in grid])
+        return found.outer().hats(grid, dtype)
 
     def split(number: int) -> _Split:
         return _plan_split(found, number, grid, dtype=dtype, tolerance=tolerance)
@@ -736,21 +896,32 @@ def _plan_split(
     found, n_train, test_counts = whole.inner(number, moments=whole.form == "primal")
     root_share = (test_counts / test_counts.sum()).sqrt()
     found = _Decomposition(found.rotation, found.projection * root_share[:, None], found.values)
-    nodes, coefficients = interpolation(
-        found.projection.square().sum(0).sqrt(), found.values, alphas, tolerance=tolerance
-    )
-    operator = torch.cat([found.hat(alphas[node]) for node in nodes]).to(dtype)
-    # A target is its own residual at an infinite penalty, and takes what is left of the weights
-    weights = np.column_stack([coefficients, 1 - coefficients.sum(1)])
-    squares = (weights[:, :, None] * weights[:, None]).reshape(len(alphas), -1)
+    strength = found.projection.square().sum(0).sqrt()
+    nodes, coefficients = interpolation(strength, found.values, alphas, tolerance=tolerance)
+    operator = found.hats([alphas[node] for node in nodes], dtype).flatten(0, 1)
     device = operator.device
+    filters = strength[:, None] / (found.values[:, None] + _on(np.asarray(alphas), device))
     return _Split(
         operator,
-        _on(squares, device).to(dtype),
+        _on(_squares(_with_target(coefficients)), device).to(dtype),
         test_counts.to(dtype),
         root_share.to(dtype),
         n_train,
+        nodes,
+        filters.cpu().numpy(),
+        _largest_singular_value(found.projection / strength.clamp(min=1e-300)),
     )
+
+
+def _largest_singular_value(matrix: torch.Tensor) -> float:
+    """A bound from above that costs products only, too large by an eighth root of a trace."""
+    inner = matrix @ matrix.T
+    size = float(inner.diagonal().sum())
+    if size == 0:
+        return 0.0
+    inner /= size
+    fourth = torch.linalg.matrix_power(inner, 4)
+    return (size * float(torch.linalg.matrix_norm(fourth)) ** 0.25) ** 0.5
 
 
 def _sums_or_moments(
@@ -972,7 +1143,7 @@ def ridge_cv(
 
     def own_penalty(part: slice) -> None:
         block = block_of(part)
-        finish(part, block, choose_penalty(plan.losses(block)))
+        finish(part, block, plan.choose(block))
 
     if labels is None:
         batches(own_penalty)
