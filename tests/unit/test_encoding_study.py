@@ -1,5 +1,6 @@
 """Encoding at the study's level: hierarchy, families, differences; against peers, calibrated."""
 
+import json
 from types import SimpleNamespace
 
 import nibabel
@@ -312,6 +313,8 @@ def write_single(folder, spec, score, like, *, name):
         coords={**coords, **{axis: ("voxel", like[axis].values) for axis in "ijk"}},
         attrs=attrs,
     )
+    if spec == "encoding_joint":
+        dataset = dataset.isel(voxel=np.arange(20, n))  # one that keeps to some voxels
     path = folder / f"sub-{attrs['subject']}_{spec}-{name}.zarr"
     store.write(dataset, path, spec=spec)
     return path
@@ -347,6 +350,12 @@ def test_joint_models_and_readouts_are_predictors(tmp_path, labels):
     assert list(result["best_predictor"].values) == ["joint/all"] * 2
     assert list(result["model_layer"].values[1:, 0]) == ["all", "all"]
     np.testing.assert_allclose(result["score"].values[2].mean(), 0.3, atol=0.01)
+    np.testing.assert_array_equal(result["n_voxels"].values, [[40] * 3, [60] * 3])
+    part = store.open(paths["joint"][0], "encoding_joint")["score"].values
+    np.testing.assert_allclose(result["score"].values[2, 0, 0], part[:20].mean(), rtol=1e-6)
+    levels = tmp_path / "maps/task-objects_space-MNI_desc-bestpredictor_dseg.json"
+    assert list(json.loads(levels.read_text())["Levels"].values())[-1] == "readout/all"
+    assert "at 120 voxels" in result.attrs["maps"]
     np.testing.assert_allclose(result["r2"].values[2:], result["score"].values[2:])
     assert np.isnan(result["r2"].values[:2]).all()
     assert (result["difference"].values[1, :2] * [[1], [np.nan]])[0] == pytest.approx(0.2, abs=0.02)

@@ -142,12 +142,14 @@ def summarise_encoding(
     depths = np.full((len(candidates), len(subjects), len(names)), np.nan)
     n_voxels = np.zeros(shape[1:], np.int32)
     without_ceiling = []
-    region_of: dict[str, np.ndarray] = {}
+    region_of: dict[tuple, np.ndarray] = {}
     for data in opened:
         subject = str(data.attrs["subject"])
         column = subjects.index(subject)
-        if subject not in region_of:
-            region_of[subject] = (
+        # Joint models and readouts may keep to voxels in regions
+        grid = (subject, *(data[axis].values.tobytes() for axis in "ijk"))
+        if grid not in region_of:
+            region_of[grid] = (
                 regions_of_voxels(by_subject[subject], data, data.attrs, where=f"subject {subject}")
                 if labels
                 else np.ones(data.sizes["voxel"], int)
@@ -162,7 +164,7 @@ def summarise_encoding(
         model = str(data.attrs["model"])
         rows = [predictors.index((model, str(layer))) for layer in data["layer"].values]
         for index, label in enumerate(names):
-            members = responsive & (region_of[subject] == label)
+            members = responsive & (region_of[grid] == label)
             # A readout may lack voxels that linear models have
             n_voxels[index, column] = max(n_voxels[index, column], members.sum())
             if members.any():
@@ -201,7 +203,7 @@ def summarise_encoding(
         Path(table), predictors, names, mean, low, high, p, corrected, n_subjects, n_voxels, best
     )
     attrs["maps"] = _write_group_maps(
-        Path(maps), opened, subjects, texts, attrs["task"], predictors
+        Path(maps), *_mapped(opened, predictors), subjects, task=attrs["task"]
     )
     models = [model for model, _ in predictors]
     selected = select_layers(score, models, candidates)
@@ -493,8 +495,26 @@ def _write_table(
                 writer.writerow([region, model, layer, *map(text, numbers), *tail])
 
 
-def _write_group_maps(folder, opened, subjects, texts, task, predictors) -> str:
+def _mapped(opened, predictors) -> tuple[list, list]:
+    """Stores and predictors of the models that have all of the voxels of their subjects."""
+    most: dict[str, int] = {}
+    for data in opened:
+        subject = str(data.attrs["subject"])
+        most[subject] = max(most.get(subject, 0), data.sizes["voxel"])
+    partial = {
+        str(data.attrs["model"])
+        for data in opened
+        if data.sizes["voxel"] < most[str(data.attrs["subject"])]
+    }
+    return (
+        [data for data in opened if str(data.attrs["model"]) not in partial],
+        [predictor for predictor in predictors if predictor[0] not in partial],
+    )
+
+
+def _write_group_maps(folder, opened, predictors, subjects, *, task) -> str:
     """Write the group's maps where there is one grid; return what was done, in words."""
+    texts = [_label(model, layer) for model, layer in predictors]
     folder.mkdir(parents=True, exist_ok=True)
     first = opened[0].attrs
     same = all(
