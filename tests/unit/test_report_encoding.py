@@ -13,7 +13,13 @@ from isocortex import store
 from isocortex.errors import InputError
 from isocortex.report import encoding_figures as figures
 from isocortex.report.drawing import report_style
-from isocortex.report.encoding_regions import counted, masks_of, mean_over, read_regions
+from isocortex.report.encoding_regions import (
+    counted,
+    largest_share,
+    masks_of,
+    mean_over,
+    read_regions,
+)
 from isocortex.report.methods import methods_blocks
 from isocortex.report.page import number
 from isocortex.report.study import KINDS
@@ -92,6 +98,11 @@ def test_joint_model_is_split_by_region_as_the_store_says(files, subject_page):
         assert " ".join(cells) in text
     assert "unique part" in text
     assert "strongest feature space at each voxel" in text
+
+
+def test_a_space_that_explains_nothing_is_not_the_strongest():
+    assert largest_share(["edges", "net"], np.array([-0.2, -0.1])) == "none above 0"
+    assert largest_share(["edges", "net"], np.array([np.nan, 0.1])) == "net 0.100"
 
 
 def test_readouts_stand_beside_the_best_linear_layer(files, subject_page):

@@ -14,6 +14,7 @@ import xarray as xr
 from isocortex import bids
 from isocortex.errors import InputError
 from isocortex.report.brain import Grid
+from isocortex.report.page import number
 
 EVERYWHERE = "all voxels"
 
@@ -129,6 +130,14 @@ def best_layer(
             if np.isfinite(r) and not r <= highest:
                 found, highest = f"{dataset.attrs['model']}/{layer}", r
     return found, highest
+
+
+def largest_share(spaces: Sequence[str], shares: np.ndarray) -> str:
+    """Name the feature space with the largest share in r2, if any is above 0: "edges 0.041"."""
+    row = int(np.nanargmax(shares))
+    if not shares[row] > 0:
+        return "none above 0"
+    return f"{spaces[row]} {number(float(shares[row]), 3)}"
 
 
 def samples_of(attrs: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from isocortex.report.encoding_regions import (
     RegionImage,
     best_layer,
     counted,
+    largest_share,
     masks_of,
     mean_over,
     samples_of,
@@ -375,7 +376,7 @@ def _split(name: str, split: Split, scores: TaskScores, choices: ReportOptions) 
 def _strongest(split: Split, regions: Sequence[str]) -> list[str]:
     """Name the space with the largest share of each region that has one."""
     return [
-        f"{region}: {split.spaces[int(np.nanargmax(row))]} {number(float(np.nanmax(row)), 3)}"
+        f"{region}: {largest_share(split.spaces, row)}"
         for region, row in zip(regions, split.shares, strict=True)
         if np.isfinite(row).any()
     ]

@@ -24,6 +24,7 @@ from isocortex.report.encoding_regions import (
     RegionImage,
     best_layer,
     counted,
+    largest_share,
     masks_of,
     mean_over,
     samples_of,
@@ -280,8 +281,7 @@ def _joint(
         for index, (region, mask) in enumerate(masks.items()):
             layer, r = best_layer(single, dataset, mask)
             if np.isfinite(shares[index]).any():
-                strongest = int(np.nanargmax(shares[index]))
-                words.append(f"{region}: {spaces[strongest]} {number(shares[index, strongest], 3)}")
+                words.append(f"{region}: {largest_share(spaces, shares[index])}")
             cells = [
                 number(share, 3)
                 + (f" ({number(unique[index, column], 3)})" if unique is not None else "")
@@ -335,7 +335,9 @@ def _joint(
     who = f"subject {attrs['subject']}, task {task}"
     blocks += _score_map(dataset, f"Joint model {name}", who, anatomy, choices)
     shares = np.asarray(dataset["product_measure"].values, dtype=float)
-    seen = np.isfinite(shares).all(axis=0) & (_top(dataset) >= choices.encoding_threshold)
+    # A share that is not above 0 explains nothing, however it compares with the others.
+    seen = np.isfinite(shares).all(axis=0) & (np.nan_to_num(shares).max(axis=0) > 0)
+    seen &= _top(dataset) >= choices.encoding_threshold
     if seen.any() and grid.space != "none":
         strongest = np.where(seen, np.nan_to_num(shares).argmax(axis=0), np.nan)
         ground = backdrop(grid, anatomy)
@@ -357,8 +359,8 @@ def _joint(
                 f"{int(seen.sum()):,} voxels.",
                 f"Joint model {name}: strongest feature space at each voxel",
                 f"{capital(who)}; {int(seen.sum()):,} voxels with r ≥ "
-                f"{number(choices.encoding_threshold)}. Axial slices in {grid.space} space on "
-                f"{ground.name}, z in mm, left is left.",
+                f"{number(choices.encoding_threshold)} and a share above 0. Axial slices in "
+                f"{grid.space} space on {ground.name}, z in mm, left is left.",
             )
         )
     return blocks
