@@ -255,7 +255,7 @@ CASES = {
     "mismatched grids": (derivatives(other_grid), "lie on different grids"),
     "two entries": (
         key("input", {"betas": "atlas.tsv", "rdms": "atlas.tsv"}),
-        "takes one of derivatives, betas and rdms",
+        "takes one of derivatives, betas, timeseries and rdms",
     ),
     "betas without residuals": (betas_and_crossnobis, "for crossnobis set it to betas or none"),
     "pickled RDM": (pickled_rdm, "is a pickle, which can run code when it is read"),
