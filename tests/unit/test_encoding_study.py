@@ -356,6 +356,7 @@ def test_joint_models_and_readouts_are_predictors(tmp_path, labels):
     levels = tmp_path / "maps/task-objects_space-MNI_desc-bestpredictor_dseg.json"
     assert list(json.loads(levels.read_text())["Levels"].values())[-1] == "readout/all"
     assert "at 120 voxels" in result.attrs["maps"]
+    assert list(result.attrs["models_with_fewer_voxels"]) == ["joint/all"]
     np.testing.assert_allclose(result["r2"].values[2:], result["score"].values[2:])
     assert np.isnan(result["r2"].values[:2]).all()
     assert (result["difference"].values[1, :2] * [[1], [np.nan]])[0] == pytest.approx(0.2, abs=0.02)

@@ -141,7 +141,7 @@ def summarise_encoding(
     means = {key: np.full(shape, np.nan) for key in MEANS}
     depths = np.full((len(candidates), len(subjects), len(names)), np.nan)
     n_voxels = np.zeros(shape[1:], np.int32)
-    without_ceiling = []
+    without_ceiling, fewer_voxels = [], []
     region_of: dict[tuple, np.ndarray] = {}
     for data in opened:
         subject = str(data.attrs["subject"])
@@ -166,6 +166,8 @@ def summarise_encoding(
         for index, label in enumerate(names):
             members = responsive & (region_of[grid] == label)
             # A readout may lack voxels that linear models have
+            if members.sum() < n_voxels[index, column] and model not in fewer_voxels:
+                fewer_voxels.append(model)
             n_voxels[index, column] = max(n_voxels[index, column], members.sum())
             if members.any():
                 for key, array in values.items():
@@ -174,6 +176,12 @@ def summarise_encoding(
                     values["score"][:, members], depth
                 )
     score = means["score"]
+    if fewer_voxels:
+        logger.warning(
+            "%s: fewer voxels in some region than other models, so their means are not of the same "
+            "voxels: set encoding.min_ceiling to at most encoding.summary.responsive_ceiling",
+            ", ".join(fewer_voxels),
+        )
 
     mean, low, high, p = one_sample_inference(score, confidence=confidence)
     corrected = correct_p(p, correction=correction)
@@ -195,6 +203,7 @@ def summarise_encoding(
         else f"{correction} over {int(np.isfinite(p).sum())} predictors x regions",
         "responsive_ceiling": responsive_ceiling,
         "subjects_without_ceiling": without_ceiling,
+        "models_with_fewer_voxels": fewer_voxels,
         "few_subjects": len(subjects) < 2,
     }
     if attrs["few_subjects"]:
@@ -496,15 +505,15 @@ def _write_table(
 
 
 def _mapped(opened, predictors) -> tuple[list, list]:
-    """Stores and predictors of the models that have all of the voxels of their subjects."""
+    """Stores and predictors, without joint models and readouts that keep to some voxels."""
+    number = [int(np.isfinite(data["score"].values).any(0).sum()) for data in opened]
     most: dict[str, int] = {}
-    for data in opened:
-        subject = str(data.attrs["subject"])
-        most[subject] = max(most.get(subject, 0), data.sizes["voxel"])
+    for data, n in zip(opened, number, strict=True):
+        most[data.attrs["subject"]] = max(most.get(data.attrs["subject"], 0), n)
     partial = {
         str(data.attrs["model"])
-        for data in opened
-        if data.sizes["voxel"] < most[str(data.attrs["subject"])]
+        for data, n in zip(opened, number, strict=True)
+        if n < most[data.attrs["subject"]] and "/" in str(data.attrs["model"])
     }
     return (
         [data for data in opened if str(data.attrs["model"]) not in partial],
