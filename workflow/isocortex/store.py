@@ -582,7 +582,7 @@ SPECS: dict[str, Spec] = {
                     "r2": "held-out coefficient of determination, mean over folds",
                     "r2_normalised": "r2 over the explainable share of variance",
                     "fraction": "norm of the weights over that without a penalty, mean over folds",
-                    "p": "p-value of r, one-sided, by permuting held-out predictions",
+                    "p": "p-value of r, one-sided, of fits to permuted responses",
                     "p_fdr": "the same, false discovery rate over a layer's voxels",
                     "p_fwe": "the same, family-wise over voxels and layers (largest r)",
                 },

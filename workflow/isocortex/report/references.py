@@ -270,8 +270,8 @@ REFERENCES = {
         ),
         Reference(
             "banded",
-            "Nunez-Elizalde AO, Huth AG, Gallant JL (2019). Voxelwise encoding models with non- "
-            "spherical multivariate normal priors. NeuroImage 197:482–492. Banded ridge.",
+            "Nunez-Elizalde AO, Huth AG, Gallant JL (2019). Voxelwise encoding models with "
+            "non-spherical multivariate normal priors. NeuroImage 197:482–492. Banded ridge.",
             "10.1016/j.neuroimage.2019.04.012",
         ),
         Reference(
