@@ -1,6 +1,7 @@
 """Cleaning of continuous runs, and time series made elsewhere: from files to a store."""
 
 import json
+import weakref
 
 import dask.array as da
 import nibabel as nib
@@ -11,7 +12,7 @@ from nilearn.signal import clean
 
 from isocortex import bids, store
 from isocortex.errors import InputError
-from isocortex.glm import clean_bold, import_timeseries
+from isocortex.glm import clean_bold, import_timeseries, timeseries
 from isocortex.glm.timeseries import read_columns, volume_ceiling
 from isocortex.provenance import directory_digest
 from isocortex.study import check_inputs, load_study
@@ -196,6 +197,21 @@ def test_plain_columns_are_taken_over(columns):
     assert np.array_equal(data.attrs["affine"], np.eye(4))
     assert np.allclose(data["time"].values[40:43], [0.6, 1.8, 3.0])
     assert list(data["run"].values[[0, 79]]) == ["1", "2"]
+
+
+def test_one_run_of_columns_is_in_memory_at_a_time(columns, monkeypatch):
+    _, given = columns
+    seen = []
+
+    def read(path):
+        assert not [one for one in seen if one() is not None]
+        values = read_columns(path)
+        seen.append(weakref.ref(values))
+        return values
+
+    monkeypatch.setattr(timeseries, "read_columns", read)
+    import_timeseries(**given)
+    assert len(seen) >= 2
 
 
 @pytest.mark.parametrize("kind", ["tsv", "tsv.gz", "headless", "csv", "gii", "npy"])

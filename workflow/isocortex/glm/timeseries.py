@@ -525,14 +525,15 @@ def import_timeseries(
         shape = chosen.shape
         n_locations = int(chosen.sum())
     else:
-        parts = [read_columns(file) for file in files]
-        for part, file in zip(parts, files, strict=True):
-            if part.shape[1] != parts[0].shape[1]:
+        # Read again below: a run at a time is in memory
+        sizes = [read_columns(file).shape for file in files]
+        for (_, n_columns), file in zip(sizes, files, strict=True):
+            if n_columns != sizes[0][1]:
                 raise InputError(
-                    f"{file} has {part.shape[1]} locations, {files[0]} {parts[0].shape[1]}: give "
-                    "the same in all runs"
+                    f"{file} has {n_columns} locations, {files[0]} {sizes[0][1]}: give the same "
+                    "in all runs"
                 )
-        inside = np.ones(parts[0].shape[1], dtype=bool)
+        inside = np.ones(sizes[0][1], dtype=bool)
         for path in mask:
             values = read_columns(path).ravel()
             if values.size != inside.size:
@@ -546,7 +547,7 @@ def import_timeseries(
         if on_grid:
             lengths = [open_image(file, n_dims=4).shape[3] for file in files]
         else:
-            lengths = [len(part) for part in parts]
+            lengths = [length for length, _ in sizes]
         signal = scratch_array(scratch, "signal", (sum(lengths), n_locations))
         nan, constant = np.zeros(n_locations, dtype=bool), np.zeros(n_locations, dtype=bool)
         first, shown = 0, []
@@ -556,7 +557,7 @@ def import_timeseries(
             if on_grid:
                 read_series(file, chosen, out=signal[rows])
             else:
-                signal[rows] = parts[number][:, inside]
+                signal[rows] = read_columns(file)[:, inside]
             for start in range(0, n_locations, BLOCK_VOXELS):
                 part = slice(start, start + BLOCK_VOXELS)
                 block = signal[rows, part]
