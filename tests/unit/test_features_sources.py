@@ -11,8 +11,9 @@ from torch import nn
 from isocortex import features, provenance, store
 from isocortex.errors import InputError
 from isocortex.feature_arrays import open_arrays
+from isocortex.features.builtins import BUILTINS as MADE
 from isocortex.features.text import Text
-from isocortex.study import check_inputs, load_study, model_files
+from isocortex.study import BUILTINS, check_inputs, load_study, model_files
 
 CAPTIONS = {
     "a.txt": "a dog runs on the beach",
@@ -456,3 +457,53 @@ def test_wrong_layers_of_arrays_and_wrong_entries(tmp_path, images):
     bad = {"source": "python", "architecture": "nowhere_at_all:make"}
     with pytest.raises(InputError, match="nowhere_at_all"):
         load_study({**config, "features": {"models": {"net": bad}}})
+
+
+def test_names_of_builtins_are_told_without_importing_them():
+    assert set(BUILTINS) == set(MADE)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({"architecture": "gist", "files": "x.npy"}, r"net\.files is for source arrays"),
+        ({"architecture": "gist", "tower": "text"}, r"net\.tower is for source transformers"),
+        ({"architecture": "gist", "folder": "own"}, r"net\.folder is for source python"),
+        (
+            {"source": "timm", "architecture": "x", "options": {"grid": 2}},
+            r"net\.options is for source builtin, and the model's source is timm",
+        ),
+        ({"source": "arrays", "files": "x.npy", "weights": "hub"}, r"net\.weights is for source"),
+        ({"architecture": "gabbor"}, r"unknown architecture 'gabbor'.*did you mean gabor"),
+        ({"architecture": "gabor", "options": {"scale": 3}}, r"'scale'.*did you mean scales"),
+    ],
+)
+def test_keys_that_would_be_ignored_and_wrong_builtins_before_any_job(images, model, words):
+    config = {"study": "t", "input": {"stimuli": str(images[0].parent)}}
+    with pytest.raises(InputError, match=words) as error:
+        check_inputs(load_study({**config, "features": {"models": {"net": model}}}))
+    assert "\n" not in str(error.value)
+    right = {"architecture": "gabor", "options": {"scales": 3}}
+    check_inputs(load_study({**config, "features": {"models": {"net": right}}}))
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_a_changed_configuration_is_another_origin(clip, tower):
+    folder, _, _ = clip
+    config = folder / "config.json"
+
+    def origin():
+        return features.build_architecture(
+            "net",
+            source="transformers",
+            architecture="CLIPModel",
+            weights=str(folder),
+            tower=tower,
+        ).origin
+
+    before = origin()
+    assert before == origin()
+    changed = config.read_text().replace('"quick_gelu"', '"relu"')
+    assert changed != config.read_text()
+    config.write_text(changed)  # the weights stay the same
+    assert origin() != before

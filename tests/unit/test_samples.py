@@ -76,6 +76,8 @@ def test_text_models_read_captions_and_words(stimuli):
         "upon a",
     ]
     assert samples.skipped == {"image": 2, "movie": 2}
+    # what is too long is cut at the end of captions and at the beginning of contexts
+    assert samples.ranges(100) == [(0, 1), (1, 4)]
 
 
 def test_without_window_and_rate_a_movie_is_one_sample(stimuli):

@@ -252,6 +252,68 @@ def model_files(name: str, model: Mapping[str, Any]) -> list[Path]:
     return sorted(found)
 
 
+BUILTINS = (
+    "pixels",
+    "gabor",
+    "luminance",
+    "colour",
+    "gist",
+    "motion-energy",
+    "contrast-energy",
+    "words",
+    "convnet",
+    "resnet20-cifar",
+    "all-cnn-c",
+)
+"""Names of builtin models, told here so that most configs are checked without importing torch."""
+_OF_SOURCE = {
+    "options": ("builtin", {}),
+    "tower": ("transformers", "image"),
+    "tokenizer": ("transformers", None),
+    "folder": ("python", "."),
+    "files": ("arrays", None),
+    "stimulus_list": ("arrays", None),
+}
+"""Keys of a model that one source alone reads: the source, and what stands for not given."""
+_OF_NETWORKS = ("architecture", "weights", "image_size", "fit", "mean", "std")
+
+
+def _check_model_keys(name: str, model: Mapping[str, Any]) -> None:
+    """Refuse keys of a model that its source does not read."""
+    source = model.get("source", "builtin")
+    ignored = [
+        (key, owner)
+        for key, (owner, empty) in _OF_SOURCE.items()
+        if source != owner and model.get(key, empty) != empty
+    ]
+    if source == "arrays":
+        ignored += [
+            (key, "another")
+            for key in _OF_NETWORKS
+            if model.get(key) is not None and model[key] != "none"
+        ]
+    for key, owner in ignored:
+        raise InputError(
+            f"config: features.models.{name}.{key} is for source {owner}, and the model's source "
+            f"is {source}: remove it, or correct source"
+        )
+
+
+def _check_builtin(name: str, model: Mapping[str, Any]) -> None:
+    """Refuse a builtin model that there is not, or options that it does not have."""
+    if model["architecture"] in BUILTINS and not model["options"]:
+        return
+    features = importlib.import_module("isocortex.features.architectures")
+    samples = importlib.import_module("isocortex.features.samples")
+    features.build_architecture(
+        name,
+        architecture=model["architecture"],
+        image_size=model["image_size"],
+        options=model["options"],
+        sampling=samples.Sampling(**model["sampling"]),
+    )
+
+
 def _check_brainless(checked: Mapping[str, Any]) -> None:
     """Refuse a study of stimuli alone without features, or with what a brain is needed for."""
     if not checked["features"]["models"]:
@@ -604,6 +666,7 @@ def _check_choices(study: Study) -> None:
         saved = model.get("source") == "transformers" and Path(model["weights"]).is_dir()
         if model.get("weights", "none") not in ("hub", "none") and not saved:
             needed[Path(model["weights"])] = f"features.models.{name}.weights"
+        _check_model_keys(name, model)
         model_files(name, model)
     for family, models in study.families.items():
         for model in models:
@@ -877,6 +940,8 @@ def check_inputs(study: Study) -> None:
                 wanted=list(study.stimuli),
                 layers=model.get("layers") or (),
             )
+        elif model.get("source", "builtin") == "builtin":
+            _check_builtin(name, model)
     _check_readout_options(study)
     if "cuda" in set(_devices(config)):
         _check_cuda()

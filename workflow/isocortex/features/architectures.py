@@ -50,7 +50,8 @@ class Architecture:
     call
         Runs the module on what was loaded (texts: tokenized); None: the module itself.
     origin
-        A digest of what the weights' digest does not hold: a tokenizer, a user's code.
+        A digest of what the weights' digest does not hold: a configuration, a tokenizer, a
+        user's code.
     attrs
         What the store of its features says besides: a builtin's options, its grid's positions.
     """

@@ -438,6 +438,8 @@ def _extract_arrays(
             attrs=attrs,
             ids=ids,
             layers=list(opened),
+            # Which layer is read from which file: contents alone would not tell a swap
+            files=files,
             reduction=reduction,
             batch=batch_size,
             code=code,

@@ -181,7 +181,8 @@ class Samples:
     def ranges(self, batch_size: int, first: int = 0) -> list[tuple[int, int]]:
         """Cut the samples from `first` on into ranges of at most `batch_size` images or texts.
 
-        A range has one sample at least, and clips of one length.
+        A range has one sample at least, clips of one length, and captions or words of tables: those
+        of the two that are too long are cut at different ends.
         """
         found = []
         while first < len(self):
@@ -189,8 +190,15 @@ class Samples:
             if self.takes == "movie":
                 frames = self._samples[first].frames
                 last = min(last, first + max(1, batch_size // frames))
+            if self.takes != "image":
+                alike = (self._samples[first].frames, bool(self._samples[first].source))
                 last = next(
-                    (i for i in range(first, last) if self._samples[i].frames != frames), last
+                    (
+                        i
+                        for i, sample in enumerate(self._samples[first:last], start=first)
+                        if (sample.frames, bool(sample.source)) != alike
+                    ),
+                    last,
                 )
             found.append((first, last))
             first = last

@@ -91,7 +91,14 @@ def _vision(module: nn.Module, saved: str) -> Architecture:
         mean,
         std,
         takes="movie" if movie else "image",
+        origin=_origin(module),
     )
+
+
+def _origin(module: nn.Module, *parts: str) -> str:
+    """A digest of what weights do not tell: activation functions, heads, and further parts."""
+    config = module.config.to_json_string(use_diff=False)
+    return hashlib.sha256("\0".join([config, *parts]).encode()).hexdigest()
 
 
 def _has_processor(folder: Path) -> bool:
@@ -139,7 +146,7 @@ def _text(module: nn.Module, whole: nn.Module, request: Request, saved: str) -> 
         module,
         takes="text",
         tokenize=_tokenize(tokenizer, longest, inspect.signature(module.forward).parameters),
-        origin=hashlib.sha256(f"{backend} {longest}".encode()).hexdigest(),
+        origin=_origin(module, backend, str(longest)),
     )
 
 
