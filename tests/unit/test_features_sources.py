@@ -440,6 +440,26 @@ def test_wrong_arrays_are_found_before_any_job(tmp_path, images, change, words):
     assert "features.models.net" in str(error.value)
 
 
+def test_swapped_files_of_layers_are_not_gone_on_with(tmp_path, images, monkeypatch):
+    paths = [tmp_path / f"{name}.npy" for name in "xy"]
+    for path in paths:
+        np.save(path, np.random.default_rng(len(path.stem)).normal(size=(4, 3)))
+    listed = tmp_path / "ids.txt"
+    listed.write_text("\n".join(path.name for path in images))
+    keys = []
+    begin = store.Stream.__init__
+
+    def noted(self, path, *, spec, key):
+        keys.append(key)
+        begin(self, path, spec=spec, key=key)
+
+    monkeypatch.setattr(store.Stream, "__init__", noted)
+    for first, second in (paths, paths, paths[::-1]):
+        files = {"a": str(first), "b": str(second)}
+        extract(tmp_path, images, source="arrays", files=files, stimulus_list=str(listed))
+    assert keys[0] == keys[1] != keys[2]
+
+
 def test_wrong_layers_of_arrays_and_wrong_entries(tmp_path, images):
     path, _ = given_npy(tmp_path)
     with pytest.raises(InputError, match=r"unknown layer 'fc'.*the arrays have conv"):
