@@ -14,7 +14,8 @@ stimuli (trials)
     permuted one by one would take it for noise and give p-values that are too small.
 blocks (volumes, or trials in a fixed order)
     Responses of each run are shifted round by a random number of samples, cut into blocks and the
-    blocks are permuted, in the same way in all runs of the same length. Noise keeps its
+    blocks are permuted, in the same way in all runs: what repeats from run to run does so
+    afterwards, also where runs are not equally long (volumes left out of one). Noise keeps its
     autocorrelation except at the borders of blocks, so blocks must be long compared with it
     (Winkler et al. 2014 for exchangeability blocks).
 """
@@ -75,8 +76,8 @@ def permute_blocks(runs: Sequence[str], *, block: int, permutations: int, seed: 
     runs
         Run of each sample; samples of a run are in order of time.
     block
-        Samples a block. Runs are cut into blocks of about this length; a run with fewer than two
-        is only shifted.
+        Samples a block. The longest run is cut into blocks of about this length, or only shifted
+        where it has fewer than two; shorter runs have the same order without what they lack.
     permutations, seed
         How many, and of the random numbers.
 
@@ -86,20 +87,16 @@ def permute_blocks(runs: Sequence[str], *, block: int, permutations: int, seed: 
         Shape (permutations, samples).
     """
     runs = np.asarray(runs)
-    known: dict[int, np.ndarray] = {}
+    groups = [np.flatnonzero(runs == run) for run in dict.fromkeys(runs.tolist())]
+    length = max(map(len, groups))
+    rng = np.random.default_rng([seed, permutations, length])
+    count = max(1, round(length / block))
     out = np.empty((permutations, len(runs)), np.int64)
-    for run in dict.fromkeys(runs.tolist()):
-        members = np.flatnonzero(runs == run)
-        length = len(members)
-        if length not in known:
-            rng = np.random.default_rng([seed, permutations, length])
-            count = max(1, round(length / block))
-            order = np.empty((permutations, length), np.int64)
-            for row in order:
-                pieces = np.array_split(np.roll(np.arange(length), rng.integers(length)), count)
-                row[:] = np.concatenate([pieces[index] for index in rng.permutation(count)])
-            known[length] = order
-        out[:, members] = members[known[length]]
+    for row in out:
+        pieces = np.array_split(np.roll(np.arange(length), rng.integers(length)), count)
+        order = np.concatenate([pieces[index] for index in rng.permutation(count)])
+        for members in groups:
+            row[members] = members[order[order < len(members)]]
     return out
 
 
