@@ -99,7 +99,7 @@ def test_killed_runs_end_with_the_same_digests(undisturbed, tmp_path):
     done = demo.run()
     assert done.returncode == 0, done.stderr[-5000:]
     ours, theirs = manifests(tmp_path), manifests(undisturbed.folder)
-    assert len(theirs) > 15
+    assert len(theirs) >= 15
     assert {k for k in theirs if ours.get(k) != theirs[k]} == set()
     assert ours.keys() == theirs.keys()
     assert pieces(tmp_path) == []
