@@ -61,6 +61,7 @@ MOST_TARGETS = 4096  # worked on together: more are no faster
 LOSS_ELEMENTS = 1 << 22  # residuals of some targets at all nodes: what a processor's cache holds
 MOST_GROWTH = 10.0  # of the rounding of moments, on the way to a prediction
 PILOT = 128  # targets that tell at which nodes losses decide
+PILOT_WORK = 1 << 18  # elements of all operators from which on deciding at fewer nodes pays
 COLUMNS, ROWS = 4096, 512  # of features: blocks of inner products
 
 
@@ -524,7 +525,8 @@ class RidgePlan:
 
     def _choose(self, targets: Targets) -> torch.Tensor:
         block = targets.block
-        if block.dtype != torch.float32 or block.shape[1] < 8 * PILOT or not self.inner:
+        small = sum(split.operator.numel() for split in self.inner) < PILOT_WORK
+        if small or block.dtype != torch.float32 or block.shape[1] < 8 * PILOT:
             return choose_penalty(self._losses(targets))
         known = block[_on(self.samples.train, block.device)]
         if math.isfinite(self.n_train):
