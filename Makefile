@@ -25,7 +25,7 @@ layers: .venv/installed
 	@$(BIN)/python -m isocortex.report results/layers/report
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks $(FIGURE)

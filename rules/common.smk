@@ -1,7 +1,12 @@
 """What the rules share: the study, its paths, and which results belong to it."""
 
+import os
 import sys
 from pathlib import Path
+
+# A job keeps to its own threads: torch, dask and ANTs are told theirs, and linear algebra would
+# start as many as there are cores in each of the jobs that run side by side.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
 
