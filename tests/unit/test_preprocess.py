@@ -656,7 +656,7 @@ def test_a_crash_names_step_subject_and_run(tmp_path, monkeypatch):
 
     series = np.random.default_rng(0).random((12, 12, 12, 8)).astype(np.float32)
     bold = save(tmp_path / "bold.nii", series)
-    monkeypatch.setattr(interfaces, "estimate_motion", broken)
+    monkeypatch.setattr(interfaces.motion, "estimate_motion", broken)
     case = bold_workflow(tmp_path, bold)
     with pytest.raises(RuntimeError, match="estimate_motion failed for sub-07 func/") as caught:
         run_workflow(case.pop("workflow"), **case)

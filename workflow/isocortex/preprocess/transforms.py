@@ -15,6 +15,7 @@ from pathlib import Path
 import h5py
 import nibabel as nib
 import numpy as np
+import pandas as pd
 from scipy.ndimage import map_coordinates
 
 from isocortex.errors import InputError
@@ -299,3 +300,11 @@ def centre_of_grid(image: nib.Nifti1Image) -> np.ndarray:
     """RAS millimetres of the middle of an image's grid."""
     middle = (np.array(image.shape[:3]) - 1) / 2
     return image.affine[:3, :3] @ middle + image.affine[:3, 3]
+
+
+def read_motion(path: str | Path) -> np.ndarray:
+    """Matrices (time, 4, 4) from the table that `EstimateMotion` writes."""
+    rows = pd.read_csv(path, sep="\t").to_numpy(float)
+    matrices = np.tile(np.eye(4), (len(rows), 1, 1))
+    matrices[:, :3] = rows.reshape(-1, 3, 4)
+    return matrices

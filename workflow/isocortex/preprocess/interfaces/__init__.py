@@ -1,0 +1,32 @@
+"""nipype interfaces: our own steps and ANTs' behind typed inputs and outputs."""
+
+from isocortex.preprocess.interfaces.anatomy import (
+    AverageAnatomy,
+    BrainExtraction,
+    Normalise,
+    TemplateAnatomy,
+    TissueClasses,
+)
+from isocortex.preprocess.interfaces.confounds import AssembleConfounds, Dvars, NoiseMasks
+from isocortex.preprocess.interfaces.figures import AnatomyFigures, BoldFigures
+from isocortex.preprocess.interfaces.motion import EstimateMotion, ReadSeries
+from isocortex.preprocess.interfaces.registration import Coregister
+from isocortex.preprocess.interfaces.resampling import CorrectSliceTiming, ResampleSpace
+
+__all__ = [
+    "AnatomyFigures",
+    "AssembleConfounds",
+    "AverageAnatomy",
+    "BoldFigures",
+    "BrainExtraction",
+    "Coregister",
+    "CorrectSliceTiming",
+    "Dvars",
+    "EstimateMotion",
+    "NoiseMasks",
+    "Normalise",
+    "ReadSeries",
+    "ResampleSpace",
+    "TemplateAnatomy",
+    "TissueClasses",
+]

@@ -1,0 +1,27 @@
+"""Brain masks of BOLD references."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+from skimage.filters import threshold_otsu
+
+from isocortex.preprocess import registration
+
+
+def epi_mask(mean: np.ndarray) -> np.ndarray:
+    """Boolean mask of the bright, compact part of a BOLD mean: the brain, roughly."""
+    # a slab of one or two slices cannot be opened across its thickness
+    structure = ndimage.generate_binary_structure(3, 1)
+    if min(mean.shape) < 5:
+        structure[:, :, [0, 2]] = False
+    smooth = ndimage.gaussian_filter(mean, 0.5)
+    # in BOLD the brain outshines the scalp: Otsu on the plain scale, a little below
+    top = np.percentile(smooth, 99)
+    threshold = 0.8 * threshold_otsu(np.minimum(smooth, top))
+    mask = ndimage.binary_fill_holes(smooth > threshold)
+    opened = ndimage.binary_opening(mask, structure, iterations=2)
+    if opened.sum() < 0.3 * mask.sum():
+        opened = mask
+    piece = registration.largest_piece(opened)
+    return ndimage.binary_fill_holes(ndimage.binary_dilation(piece, structure) & mask)
