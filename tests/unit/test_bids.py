@@ -96,46 +96,6 @@ def test_subjects_are_chosen_with_or_without_prefix(tmp_path, wanted):
     assert list(bids.index_raw(tmp_path, exclude=wanted)) == ["02"]
 
 
-def test_derivatives_as_fmriprep_names_them(tmp_path):
-    func = "sub-01/ses-1/func/sub-01_ses-1_task-a_run-01"
-    space = f"{func}_space-MNI152NLin2009cAsym_res-2"
-    touch(
-        tmp_path / "out",
-        f"{space}_desc-preproc_bold.nii.gz",
-        f"{space}_desc-preproc_bold.json",
-        f"{space}_desc-brain_mask.nii.gz",
-        f"{space}_boldref.nii.gz",
-        f"{func}_space-T1w_desc-preproc_bold.nii.gz",
-        f"{func}_space-T1w_desc-brain_mask.nii.gz",
-        f"{func}_desc-confounds_timeseries.tsv",
-        "sub-01/anat/sub-01_from-MNI152NLin2009cAsym_to-T1w_mode-image_xfm.h5",
-    )
-    touch(tmp_path / "raw", f"{func}_events.tsv")
-    index = bids.index_derivatives(
-        tmp_path / "out", space="MNI152NLin2009cAsym", events=tmp_path / "raw"
-    )
-    (run,) = index["01"].runs
-    assert run.bold.name.endswith("res-2_desc-preproc_bold.nii.gz")
-    assert run.mask.name.endswith("res-2_desc-brain_mask.nii.gz")
-    assert run.confounds.name == "sub-01_ses-1_task-a_run-01_desc-confounds_timeseries.tsv"
-    assert run.events.name == "sub-01_ses-1_task-a_run-01_events.tsv"
-    assert list(index["01"].transforms) == ["MNI152NLin2009cAsym-T1w"]
-    touch(
-        tmp_path / "out",
-        f"{func}_space-MNI152NLin2009cAsym_res-1_desc-preproc_bold.nii.gz",
-        f"{func}_space-MNI152NLin2009cAsym_res-1_desc-preproc_bold.json",
-        f"{func}_space-MNI152NLin2009cAsym_res-1_desc-brain_mask.nii.gz",
-    )
-    with pytest.raises(InputError, match="several resolutions"):
-        bids.index_derivatives(tmp_path / "out", space="MNI152NLin2009cAsym")
-
-
-def test_cifti_only_is_said(tmp_path):
-    touch(tmp_path, "sub-01/func/sub-01_task-a_space-fsLR_den-91k_bold.dtseries.nii")
-    with pytest.raises(InputError, match="CIFTI, not handled"):
-        bids.index_derivatives(tmp_path, space="T1w")
-
-
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
 @pytest.mark.parametrize("dtype", ["i2", "f4", "u1", "f8"])
 def test_header_equals_nibabel(tmp_path, ending, dtype):

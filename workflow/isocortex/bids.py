@@ -60,6 +60,10 @@ class Run:
         Where RDMs are given: which one of a file of several.
     tr
         Where time series are given: their repetition time, s.
+    fieldmap
+        Id of the subject's fieldmap that the run is corrected with; empty where there is none.
+    no_fieldmap
+        Why there is none.
     """
 
     subject: str
@@ -74,6 +78,8 @@ class Run:
     confounds: Path | None = None
     rdm: str = ""
     tr: float = 0.0
+    fieldmap: str = ""
+    no_fieldmap: str = ""
 
     @property
     def name(self) -> str:
@@ -84,6 +90,35 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Fieldmap:
+    """The images that one field is estimated from.
+
+    Parameters
+    ----------
+    id
+        Letters and digits, unique in the subject.
+    stem
+        Path inside the subject's folder without suffix: the workflow's ``fieldmap`` wildcard.
+    kind
+        ``phasediff``, ``phases``, ``fieldmap`` (measured as such), or ``pepolar``: echo-planar
+        images of opposite phase encoding.
+    files
+        The images; the first one of ``pepolar`` may be a run.
+    sidecars
+        JSON files of each, from the dataset's root down.
+    magnitudes
+        Magnitude images, the first one always there but for ``pepolar``.
+    """
+
+    id: str
+    stem: str
+    kind: str
+    files: tuple[Path, ...]
+    sidecars: tuple[tuple[Path, ...], ...]
+    magnitudes: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
 class Subject:
     """What there is of one subject."""
 
@@ -91,6 +126,7 @@ class Subject:
     t1w: tuple[Path, ...] = ()
     runs: tuple[Run, ...] = ()
     transforms: Mapping[str, Path] = field(default_factory=dict)
+    fieldmaps: Mapping[str, Fieldmap] = field(default_factory=dict)
 
     def tasks(self) -> list[str]:
         """Return the subject's tasks, sorted."""
@@ -119,7 +155,8 @@ def _natural(text: str) -> list[Any]:
     return [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", text)]
 
 
-def _names(folder: str | Path) -> list[str]:
+def list_names(folder: str | Path) -> list[str]:
+    """Return the names in a folder, sorted; none where there is no such folder."""
     try:
         return sorted(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
@@ -131,7 +168,7 @@ def _applies(file: str, run: Mapping[str, str]) -> bool:
     return all(run.get(key) == value for key, value in entities(file)[0].items())
 
 
-def _inherited(
+def inherited(
     levels: Sequence[tuple[Path, list[str]]], run: Mapping[str, str], ending: str
 ) -> list[Path]:
     """Return the files that apply to a run, from the dataset's root down."""
@@ -153,7 +190,7 @@ def find_subjects(root: Path, wanted: str | Sequence[str], exclude: Iterable[str
     """
     if not root.is_dir():
         raise InputError(f"{root} is not a folder: correct input in the config")
-    there = [n[4:] for n in _names(root) if n.startswith("sub-") and (root / n).is_dir()]
+    there = [n[4:] for n in list_names(root) if n.startswith("sub-") and (root / n).is_dir()]
     if not there:
         raise InputError(f"{root} holds no sub-* folder: point input at the root of a dataset")
     out = {plain_label(label) for label in exclude}
@@ -214,22 +251,22 @@ def index_raw(
         recordings of kinds that are not handled (multi-echo).
     """
     root = Path(root)
-    top = _names(root)
+    top = list_names(root)
     found = {}
     for label in find_subjects(root, subjects, exclude):
         folder = root / f"sub-{label}"
-        inside = _names(folder)
+        inside = list_names(folder)
         sessions = [n[4:] for n in inside if n.startswith("ses-")] or [""]
         t1w: list[Path] = []
         runs: list[Run] = []
         for session in sessions:
             base = folder / f"ses-{session}" if session else folder
             anat, func = base / "anat", base / "func"
-            t1w += [anat / n for n in _names(anat) if re.search(r"_T1w\.nii(\.gz)?$", n)]
-            names = _names(func)
+            t1w += [anat / n for n in list_names(anat) if re.search(r"_T1w\.nii(\.gz)?$", n)]
+            names = list_names(func)
             levels = [(root, top), (folder, inside)]
             if session:
-                levels.append((base, _names(base)))
+                levels.append((base, list_names(base)))
             levels.append((func, names))
             for name in names:
                 if not re.search(r"_bold\.nii(\.gz)?$", name):
@@ -247,7 +284,7 @@ def index_raw(
                     raise InputError(f"{func / name} has no task- in its name: rename it")
                 if tasks != "all" and task not in tasks:
                     continue
-                events = _inherited(levels, keys, "_events.tsv")
+                events = inherited(levels, keys, "_events.tsv")
                 stem = name.split("_bold.", 1)[0]
                 runs.append(
                     Run(
@@ -257,15 +294,15 @@ def index_raw(
                         label=keys.get("run", ""),
                         stem=(f"ses-{session}/" if session else "") + f"func/{stem}",
                         bold=func / name,
-                        sidecars=tuple(_inherited(levels, keys, "_bold.json")),
+                        sidecars=tuple(inherited(levels, keys, "_bold.json")),
                         events=events[-1] if events else None,
                     )
                 )
-        found[label] = Subject(label, tuple(t1w), _in_order(label, runs, root, tasks))
+        found[label] = Subject(label, tuple(t1w), in_order(label, runs, root, tasks))
     return found
 
 
-def _in_order(
+def in_order(
     label: str, runs: list[Run], root: Path, tasks: str | Sequence[str]
 ) -> tuple[Run, ...]:
     """Return a subject's runs in order, having made sure that there are some and none twice."""
@@ -289,129 +326,6 @@ def _in_order(
     return tuple(
         sorted(runs, key=lambda r: (_natural(r.session), r.task, _natural(r.label), r.stem))
     )
-
-
-def index_derivatives(
-    root: str | Path,
-    *,
-    space: str,
-    events: str | Path | None = None,
-    subjects: str | Sequence[str] = "all",
-    tasks: str | Sequence[str] = "all",
-    exclude: Iterable[str] = (),
-) -> dict[str, Subject]:
-    """Index preprocessed derivatives in fMRIPrep's naming.
-
-    Parameters
-    ----------
-    root
-        The derivatives.
-    space
-        The output space to read, for example ``T1w``.
-    events
-        The raw dataset, where the events tables are.
-    subjects, tasks, exclude
-        As for `index_raw`.
-
-    Raises
-    ------
-    InputError
-        Where the space is not there (told which are), is there in several resolutions, or only
-        as CIFTI; where mask, confounds or events of a run are missing.
-    """
-    root = Path(root)
-    raw_root = Path(events) if events else None
-    raw_top = _names(raw_root) if raw_root else []
-    found = {}
-    for label in find_subjects(root, subjects, exclude):
-        folder = root / f"sub-{label}"
-        inside = _names(folder)
-        sessions = [n[4:] for n in inside if n.startswith("ses-")] or [""]
-        runs: list[Run] = []
-        spaces: set[str] = set()
-        for session in sessions:
-            part = f"ses-{session}/" if session else ""
-            func = folder / part / "func"
-            names = _names(func)
-            for name in names:
-                keys, suffix = entities(name)
-                if suffix != "bold" or keys.get("desc", "preproc") != "preproc":
-                    continue
-                if name.endswith((".dtseries.nii", ".ptseries.nii")):
-                    spaces.add(f"{keys.get('space', '?')} (CIFTI, not handled)")
-                    continue
-                if not name.endswith(_NIFTI) or keys.get("desc") != "preproc":
-                    continue
-                spaces.add(keys.get("space", "(native)"))
-                task = keys.get("task", "")
-                if keys.get("space") != space or (tasks != "all" and task not in tasks):
-                    continue
-                own = {k: v for k, v in keys.items() if k not in ("space", "res", "cohort", "desc")}
-                bare = "_".join(f"{k}-{v}" for k, v in own.items())
-                stem = name.split("_desc-preproc_bold", 1)[0]
-                mask = next(
-                    (
-                        func / f"{stem}_desc-brain_mask{e}"
-                        for e in _NIFTI
-                        if f"{stem}_desc-brain_mask{e}" in names
-                    ),
-                    None,
-                )
-                table = f"{bare}_desc-confounds_timeseries.tsv"
-                sidecar = func / f"{stem}_desc-preproc_bold.json"
-                for what, there in (
-                    ("brain mask", mask),
-                    ("confounds table", table in names),
-                    ("JSON sidecar", sidecar.name in names),
-                ):
-                    if not there:
-                        raise InputError(
-                            f"{func / name} has no {what} beside it: complete the derivatives, or "
-                            "name the subject under exclude in the config"
-                        )
-                run_events = []
-                if raw_root:
-                    sub = raw_root / f"sub-{label}"
-                    levels = [(raw_root, raw_top), (sub, _names(sub))]
-                    if session:
-                        levels.append((sub / part, _names(sub / part)))
-                    levels.append((sub / part / "func", _names(sub / part / "func")))
-                    run_events = _inherited(levels, own, "_events.tsv")
-                runs.append(
-                    Run(
-                        subject=label,
-                        session=session,
-                        task=task,
-                        label=keys.get("run", ""),
-                        stem=f"{part}func/{bare}",
-                        bold=func / name,
-                        sidecars=(sidecar,),
-                        events=run_events[-1] if run_events else None,
-                        mask=mask,
-                        confounds=func / table,
-                    )
-                )
-        if not runs and spaces:
-            raise InputError(
-                f"sub-{label} has nothing in space {space!r} in {root}: it has "
-                f"{', '.join(sorted(spaces))}; set glm.space in the config"
-            )
-        stems = [run.stem for run in runs]
-        for stem in stems:
-            if stems.count(stem) > 1:
-                raise InputError(
-                    f"sub-{label}: {stem} is there in several resolutions or cohorts of space "
-                    f"{space}: keep one of them in {root}"
-                )
-        anat = [folder / "anat", *(folder / f"ses-{s}" / "anat" for s in sessions if s)]
-        transforms = {
-            f"{entities(n)[0]['from']}-{entities(n)[0]['to']}": a / n
-            for a in anat
-            for n in _names(a)
-            if n.endswith("_mode-image_xfm.h5") and "from" in entities(n)[0]
-        }
-        found[label] = Subject(label, (), _in_order(label, runs, root, tasks), transforms)
-    return found
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

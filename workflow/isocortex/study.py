@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from isocortex import bids
+from isocortex import bids, derivatives
 from isocortex.config import check_config
 from isocortex.errors import InputError
 from isocortex.feature_arrays import array_files, check_arrays
@@ -194,9 +194,13 @@ def load_study(config: Mapping[str, Any]) -> Study:
     elif entry == "derivatives":
         if "bids" not in given:
             raise InputError("config: input.bids is missing: the dataset that holds the events")
-        subjects = bids.index_derivatives(
-            given["derivatives"], space=checked["glm"]["space"], events=given["bids"], **chosen
+        space = checked["glm"]["space"]
+        subjects = derivatives.index_derivatives(
+            given["derivatives"], space=space, events=given["bids"], **chosen
         )
+        # From here on a space is a space: its resolution only said which files are meant.
+        label = derivatives.parse_space(space).label
+        checked = checked | {"glm": checked["glm"] | {"space": label}}
     elif entry == "stimuli":
         _check_brainless(checked)
         subjects = {}
