@@ -11,12 +11,10 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from nipype.algorithms import confounds as peer
-from scipy import linalg, ndimage
+from scipy import ndimage
 
 from isocortex import bids
 from isocortex.errors import InputError
-from isocortex.preprocess import confounds as confound_columns
 from isocortex.preprocess import (
     correct_slice_timing,
     describe_derivatives,
@@ -27,11 +25,6 @@ from isocortex.preprocess import (
     transform_regions,
 )
 from isocortex.preprocess import registration as reg
-from isocortex.preprocess.confounds import (
-    expansions,
-    motion_outliers,
-    temporal_difference_variance,
-)
 from isocortex.preprocess.images import (
     Timing,
     as_image,
@@ -291,119 +284,6 @@ def test_grid_around_an_oblique_mask_holds_it():
         assert (np.diag(new[:3, :3]) > 0).all()
 
 
-# --- confounds -----------------------------------------------------------------------------
-
-
-def test_dvars_equal_nipypes(tmp_path, monkeypatch):
-    def yule_walker(x, order, rxx=None):
-        x = x - x.mean()
-        r = np.array([np.sum(x[k:] * x[: len(x) - k]) for k in range(order + 1)]) / len(x)
-        return linalg.solve_toeplitz(r[:order], r[1:])
-
-    monkeypatch.setattr(peer, "_AR_est_YW", yule_walker)
-    monkeypatch.setattr(confound_columns, "_VOXELS_AT_A_TIME", 100)
-    rng = np.random.default_rng(4)
-    series = 500 + np.cumsum(rng.standard_normal((8, 8, 8, 60)), axis=-1).astype(np.float32)
-    mask = rng.random((8, 8, 8)) > 0.3
-    nib.save(as_image(series, np.eye(4)), tmp_path / "s.nii")
-    nib.save(as_image(mask.astype(np.uint8), np.eye(4)), tmp_path / "m.nii")
-    std, plain, _ = peer.compute_dvars(
-        tmp_path / "s.nii", tmp_path / "m.nii", remove_zerovariance=True, variance_tol=1e-7
-    )
-    dvars, std_dvars = temporal_difference_variance(series[mask])
-    np.testing.assert_allclose(dvars, plain, rtol=1e-4)
-    np.testing.assert_allclose(std_dvars, std, rtol=1e-4)
-
-
-def test_framewise_displacement_of_the_table_is_powers(tmp_path):
-    """nipype's node on our file of motion, and the table that keeps both."""
-    rng = np.random.default_rng(8)
-    motion = np.cumsum(rng.standard_normal((30, 6)) * [0.2, 0.2, 0.2, 2e-3, 2e-3, 2e-3], axis=0)
-    np.savetxt(tmp_path / "motion.par", np.c_[motion[:, 3:], motion[:, :3]], fmt="%.10g")
-    node = bold_nodes()["framewise"]
-    node.base_dir = str(tmp_path)
-    node.inputs.in_file = str(tmp_path / "motion.par")
-    found = np.loadtxt(node.run().outputs.out_file, skiprows=1)
-    step = np.abs(np.diff(motion, axis=0))
-    power = step[:, :3].sum(axis=1) + 50 * step[:, 3:].sum(axis=1)
-    np.testing.assert_allclose(found, power, rtol=1e-4)
-
-
-def test_compcor_and_the_table_of_confounds(tmp_path):
-    """aCompCor is nipype's, and that is the SVD of the filtered, standardised noise voxels."""
-    rng = np.random.default_rng(9)
-    n, n_dummy = 90, 2
-    slow = np.cumsum(rng.standard_normal((3, n)), axis=1)
-    series = 500 + rng.standard_normal((9, 8, 7, 3)) @ slow + rng.standard_normal((9, 8, 7, n))
-    series[..., :n_dummy] += 400
-    noise = rng.random((9, 8, 7)) > 0.5
-    paths = {"bold": save(tmp_path / "b.nii", series.astype(np.float32), repetition_time=2.0)}
-    for name, mask in (("mask", np.ones_like(noise)), ("wm", noise), ("csf", ~noise)):
-        paths[name] = save(tmp_path / f"{name}.nii", mask.astype(np.uint8))
-    node = bold_nodes(dummy_scans=n_dummy)["acompcor"]
-    node.base_dir = str(tmp_path)
-    node.inputs.realigned_file = str(paths["bold"])
-    node.inputs.mask_files = [str(paths["wm"])]
-    done = node.run().outputs
-    motion = rng.standard_normal((n, 6)) * 0.01
-    np.savetxt(tmp_path / "motion.par", np.c_[motion[:, 3:], motion[:, :3]], fmt="%.10g")
-    for name in ("fd", "dvars", "std"):
-        np.savetxt(tmp_path / name, rng.random(n - 1 + (name == "fd")))
-    table = interfaces.AssembleConfounds(
-        **{name: str(path) for name, path in paths.items()},
-        parameters=str(tmp_path / "motion.par"),
-        framewise_displacement=str(tmp_path / "fd"),
-        dvars=str(tmp_path / "dvars"),
-        std_dvars=str(tmp_path / "std"),
-        components=done.components_file,
-        components_metadata=done.metadata_file,
-        cosines=done.pre_filter_file,
-        n_dummy=n_dummy,
-        fd_threshold=0.5,
-        dvars_threshold=1.5,
-    ).run(cwd=tmp_path)
-    table = pd.read_csv(table.outputs.table, sep="\t", na_values="n/a")
-    assert len(table) == n
-    np.testing.assert_allclose(table[["trans_x", "rot_z"]], motion[:, [0, 5]], atol=1e-9)
-    np.testing.assert_allclose(table["white_matter"], series[noise].mean(axis=0), rtol=1e-5)
-    assert table[["non_steady_state_outlier00", "non_steady_state_outlier01"]].sum().sum() == 2
-
-    steady = series[noise][:, n_dummy:].T
-    cosines = table.filter(like="cosine_").to_numpy()[n_dummy:]
-    # nipype counts the constant among floor(2 x duration / period) of them
-    assert cosines.shape[1] == int(np.floor(2 * (n - n_dummy) * 2.0 / 128)) - 1
-    base = np.c_[cosines, np.ones(n - n_dummy)]
-    steady = steady - base @ np.linalg.lstsq(base, steady, rcond=None)[0]
-    left = np.linalg.svd(steady / steady.std(axis=0), full_matrices=False)[0][:, :3]
-    ours = table.filter(like="a_comp_cor_").to_numpy()
-    assert (ours[:n_dummy] == 0).all()
-    agree = np.abs(np.sum(left * ours[n_dummy:], axis=0))
-    np.testing.assert_allclose(agree, 1, atol=1e-4)
-
-
-def test_standardised_dvars_of_noise_is_one():
-    series = 1000 + np.random.default_rng(6).standard_normal((4000, 200))
-    _, std_dvars = temporal_difference_variance(series)
-    assert abs(std_dvars.mean() - 1) < 0.02
-
-
-def test_expansions_and_outliers():
-    columns = expansions(np.array([1.0, 3.0, 2.0]), "trans_x")
-    assert list(columns) == [
-        "trans_x", "trans_x_derivative1", "trans_x_power2", "trans_x_derivative1_power2",
-    ]  # fmt: skip
-    np.testing.assert_array_equal(columns["trans_x_derivative1"], [np.nan, 2, -1])
-    np.testing.assert_array_equal(columns["trans_x_derivative1_power2"], [np.nan, 4, 1])
-    rows = motion_outliers(
-        np.array([np.nan, 0.6, 0.1, 0.7]),
-        np.array([np.nan, 1.0, 1.6, 1.0]),
-        fd_threshold=0.5,
-        dvars_threshold=1.5,
-        n_dummy=2,
-    )
-    np.testing.assert_array_equal(rows, [2, 3])
-
-
 # --- bad and odd input ---------------------------------------------------------------------
 
 
@@ -626,7 +506,7 @@ def plain_workflow(dummy_scans=0):
         fd_threshold=0.5,
         dvars_threshold=1.5,
         high_pass=128,
-        n_compcor=3,
+        compcor=3,
         series_gb=0.01,
         seed=1,
     )

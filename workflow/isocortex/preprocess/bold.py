@@ -12,6 +12,7 @@ import numpy as np
 from isocortex import bids, provenance
 from isocortex.errors import InputError
 from isocortex.preprocess.images import open_image, read_timing
+from isocortex.preprocess.noise_components import HALF
 from isocortex.preprocess.outputs import put_all, sources_of, spatial_reference
 from isocortex.preprocess.registration import make_deterministic
 from isocortex.preprocess.workflows import init_bold_wf, run_workflow
@@ -108,6 +109,7 @@ def preprocess_bold(
         logger.info("no SliceTiming in the sidecar: slices are not corrected")
     elif not corrected:
         logger.info("preprocess.slice_timing is off: slices are not corrected")
+    choice = options["compcor_components"]
     make_deterministic(seed)
     log = Path(log)
     where = f"sub-{subject} {run}"
@@ -121,7 +123,7 @@ def preprocess_bold(
             fd_threshold=float(options["fd_threshold"]),
             dvars_threshold=float(options["dvars_threshold"]),
             high_pass=float(options["high_pass"]),
-            n_compcor=int(options["compcor_components"]),
+            compcor=HALF if choice == "50%" else int(choice),
             series_gb=float(np.prod(image.shape)) * 4e-9,
             seed=seed,
             threads=threads,

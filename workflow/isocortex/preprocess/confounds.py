@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from isocortex.preprocess.noise_components import Decomposition
+from isocortex.preprocess.transforms import rigid_matrix
+
 MOTION = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
-_SIGNALS = ("csf", "white_matter", "global_signal")
 _TEXT = {
+    "global_signal": "Mean signal within the brain mask.",
     "csf": "Mean signal within eroded CSF.",
     "white_matter": "Mean signal within eroded white matter.",
-    "global_signal": "Mean signal within the brain mask.",
+    "csf_wm": "Mean signal within eroded CSF and white matter together.",
+    "tcompcor": "Mean signal within the voxels of tCompCor.",
     "framewise_displacement": "Framewise displacement (Power et al. 2012), head radius 50 mm.",
+    "rmsd": "Root mean square displacement from the volume before within a sphere of 80 mm "
+    "(Jenkinson 1999).",
     "dvars": "RMS of the temporal difference over the brain (Power et al. 2012), median 1000.",
     "std_dvars": "DVARS over its expectation from each voxel's variance (Nichols 2013).",
 }
-_UNITS = {"framewise_displacement": "mm"}
+_EXPANDED = ("global_signal", "csf", "white_matter", "csf_wm")
+_UNITS = {"framewise_displacement": "mm", "rmsd": "mm"}
+# column, method and mask by decomposition, named as fMRIPrep names them
+DECOMPOSITIONS = {
+    "t_comp_cor": ("tCompCor", "brain", "2 % of the brain's voxels that vary most"),
+    "c_comp_cor": ("aCompCor", "CSF", "eroded CSF"),
+    "w_comp_cor": ("aCompCor", "WM", "eroded white matter"),
+    "a_comp_cor": ("aCompCor", "combined", "eroded white matter and CSF together"),
+    "edge_comp": ("EdgeRegressor", "Edge", "band of voxels around the brain (Patriat et al. 2017)"),
+}
 _VOXELS_AT_A_TIME = 1024
 
 
-def temporal_difference_variance(series: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """DVARS, plain and standardised.
+def temporal_difference_variance(
+    series: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """DVARS, plain, standardised and standardised voxel by voxel.
 
     Parameters
     ----------
@@ -38,6 +56,8 @@ def temporal_difference_variance(series: np.ndarray) -> tuple[np.ndarray, np.nda
     std_dvars : numpy.ndarray
         (time - 1,): the same over its expectation from each voxel's robust standard deviation
         and first-order autocorrelation (Nichols 2013).
+    voxelwise_dvars : numpy.ndarray
+        (time - 1,): RMS of the differences, each over its own voxel's expectation.
 
     Notes
     -----
@@ -45,7 +65,8 @@ def temporal_difference_variance(series: np.ndarray) -> tuple[np.ndarray, np.nda
     does without for one autocorrelation, and takes it in a loop over voxels.
     """
     scale = 1000 / np.median(series)
-    squares, expected, n_voxels = np.zeros(series.shape[1] - 1), 0.0, 0
+    squares, relative = np.zeros((2, series.shape[1] - 1))
+    expected, n_voxels = 0.0, 0
     for start in range(0, len(series), _VOXELS_AT_A_TIME):
         values = series[start : start + _VOXELS_AT_A_TIME].astype(np.float64) * scale
         lower, upper = np.percentile(values, [25, 75], axis=1, method="lower")
@@ -54,12 +75,42 @@ def temporal_difference_variance(series: np.ndarray) -> tuple[np.ndarray, np.nda
         centred = values - values.mean(axis=1, keepdims=True)
         power = (centred**2).sum(axis=1)
         autocorrelation = (centred[:, 1:] * centred[:, :-1]).sum(axis=1) / power
-        expected += float((np.sqrt(2 * (1 - autocorrelation)) * spread).sum())
-        squares += (np.diff(values, axis=1) ** 2).sum(axis=0)
+        scatter = np.sqrt(2 * (1 - autocorrelation)) * spread
+        expected += float(scatter.sum())
+        differences = np.diff(values, axis=1) ** 2
+        squares += differences.sum(axis=0)
+        relative += (1 / scatter**2) @ differences
         n_voxels += len(values)
     dvars = np.sqrt(squares / max(n_voxels, 1))
-    # a brain of which nothing changes has no expectation
-    return dvars, dvars * n_voxels / expected if expected > 0 else np.full(len(dvars), np.nan)
+    if not expected > 0:
+        # a brain of which nothing changes has no expectation
+        return dvars, np.full(len(dvars), np.nan), np.full(len(dvars), np.nan)
+    return dvars, dvars * n_voxels / expected, np.sqrt(relative / n_voxels)
+
+
+def root_mean_square_displacement(motion: np.ndarray, *, radius: float = 80.0) -> np.ndarray:
+    """Displacement from the volume before, RMS over a sphere (Jenkinson 1999, FSL TR99MJ1).
+
+    Parameters
+    ----------
+    motion
+        (time, 6): translations in mm and rotations in radians about the middle of the grid, which
+        is the middle of the sphere.
+    radius
+        mm; FSL's rmsdiff and fMRIPrep take 80.
+
+    Returns
+    -------
+    numpy.ndarray
+        (time,) mm, NaN first.
+    """
+    poses = [rigid_matrix(row, np.zeros(3)) for row in motion]
+    found = np.full(len(motion), np.nan)
+    for number, (before, after) in enumerate(itertools.pairwise(poses), start=1):
+        change = after @ np.linalg.inv(before) - np.eye(4)
+        turned = (change[:3, :3] ** 2).sum()
+        found[number] = np.sqrt(radius**2 / 5 * turned + (change[:3, 3] ** 2).sum())
+    return found
 
 
 def expansions(values: np.ndarray, name: str) -> dict[str, np.ndarray]:
@@ -136,8 +187,7 @@ def confounds_table(
     framewise_displacement: np.ndarray,
     dvars: np.ndarray,
     std_dvars: np.ndarray,
-    components: np.ndarray,
-    components_explained: Sequence[Mapping[str, float]],
+    decompositions: Mapping[str, Decomposition],
     cosines: np.ndarray,
     n_dummy: int,
     fd_threshold: float,
@@ -150,51 +200,44 @@ def confounds_table(
     motion
         (time, 6): mm and radians.
     signals
-        ``csf``, ``white_matter``, ``global_signal``: (time,) each; a tissue without a voxel in
-        the field of view is left out.
+        ``global_signal``, ``csf``, ``white_matter``, ``csf_wm``, ``tcompcor``: (time,) each; a
+        tissue without a voxel in the field of view is left out.
     framewise_displacement, dvars, std_dvars
         (time,), NaN in the first row.
-    components
-        aCompCor (time, n).
-    components_explained
-        One mapping a component: SingularValue, VarianceExplained, CumulativeVarianceExplained.
+    decompositions
+        By prefix of the columns: a key of `DECOMPOSITIONS`.
     cosines
-        (time, n): the discrete cosines that were taken out before aCompCor.
+        (time, n): the discrete cosines that were taken out before CompCor.
     n_dummy
         Volumes before the steady state.
+    fd_threshold, dvars_threshold
+        mm and standardised DVARS of a motion outlier.
 
     Returns
     -------
     table : pandas.DataFrame
         A row a volume.
     sidecar : dict
-        A description a column.
+        A description a column; components that are no column are ``dropped_0`` and so on.
     """
     columns: dict[str, np.ndarray] = {}
     sidecar: dict[str, dict[str, Any]] = {}
-    for name in _SIGNALS:
-        if name in signals:
-            columns |= expansions(np.asarray(signals[name], float), name)
-            sidecar[name] = {"Description": _TEXT[name], "Method": "Mean"}
+    for name in (n for n in _TEXT if n in signals):
+        values = np.asarray(signals[name], float)
+        columns |= expansions(values, name) if name in _EXPANDED else {name: values}
+        sidecar[name] = {"Description": _TEXT[name], "Method": "Mean"}
     for name, values in (
-        ("framewise_displacement", framewise_displacement),
-        ("dvars", dvars),
         ("std_dvars", std_dvars),
+        ("dvars", dvars),
+        ("framewise_displacement", framewise_displacement),
+        ("rmsd", root_mean_square_displacement(motion)),
     ):
         columns[name] = np.asarray(values, float)
         sidecar[name] = {"Description": _TEXT[name]}
         if name in _UNITS:
             sidecar[name]["Units"] = _UNITS[name]
-    for number in range(components.shape[1]):
-        name = f"a_comp_cor_{number:02d}"
-        columns[name] = components[:, number]
-        sidecar[name] = {
-            "Description": "Component of the eroded white matter and CSF (Behzadi et al. 2007).",
-            "Method": "aCompCor",
-            "Mask": "combined",
-            "Retained": True,
-            **{key: float(value) for key, value in components_explained[number].items()},
-        }
+    components = _components(decompositions, sidecar)
+    columns |= {name: c for name, c in components.items() if "_comp_cor" in name}
     for number in range(cosines.shape[1]):
         name = f"cosine_{number:02d}"
         columns[name] = cosines[:, number]
@@ -216,6 +259,7 @@ def confounds_table(
         n_dummy=n_dummy,
     )
     columns |= indicator_columns(rows, len(motion), "motion_outlier")
+    columns |= {name: c for name, c in components.items() if name.startswith("edge_comp")}
     for name in columns:
         if name.startswith("motion_outlier"):
             sidecar[name] = {
@@ -233,6 +277,36 @@ def confounds_table(
                 sidecar[name] = {"Description": f"{text} {name.removesuffix(suffix)}."}
                 break
     return pd.DataFrame(columns), sidecar
+
+
+def _components(
+    decompositions: Mapping[str, Decomposition], sidecar: dict[str, dict[str, Any]]
+) -> dict[str, np.ndarray]:
+    """Columns of the decompositions; the sidecar gets what was kept and what was dropped."""
+    columns = {}
+    dropped = 0
+    for prefix, (method, mask, where) in DECOMPOSITIONS.items():
+        found = decompositions.get(prefix)
+        if found is None:
+            continue
+        cumulative = np.cumsum(found.variance_explained)
+        for number, value in enumerate(found.singular_values):
+            kept = number < found.n_kept
+            name = f"{prefix}_{number:02d}" if kept else f"dropped_{dropped}"
+            dropped += not kept
+            if kept:
+                columns[name] = found.components[:, number]
+            sidecar[name] = {
+                "Description": f"Principal component of the {where}, after the high-pass filter."
+                + ("" if kept else " Not a column."),
+                "Method": method,
+                "Mask": mask,
+                "Retained": kept,
+                "SingularValue": float(value),
+                "VarianceExplained": float(found.variance_explained[number]),
+                "CumulativeVarianceExplained": float(cumulative[number]),
+            }
+    return columns
 
 
 def write_table(path: str, table: pd.DataFrame) -> None:

@@ -25,3 +25,23 @@ def epi_mask(mean: np.ndarray) -> np.ndarray:
         opened = mask
     piece = registration.largest_piece(opened)
     return ndimage.binary_fill_holes(ndimage.binary_dilation(piece, structure) & mask)
+
+
+def crown(brain: np.ndarray, *, width: int = 2) -> np.ndarray:
+    """Band of voxels around the brain, whose signal is motion's (Patriat et al. 2017).
+
+    Parameters
+    ----------
+    brain
+        Boolean mask.
+    width
+        Voxels; fMRIPrep dilates the mask by a ball of 2.
+
+    Returns
+    -------
+    numpy.ndarray
+        Boolean, of the mask's shape, apart from the mask.
+    """
+    steps = np.arange(-width, width + 1)
+    ball = sum(np.square(g) for g in np.meshgrid(steps, steps, steps)) <= width**2
+    return ndimage.binary_dilation(brain, ball) & ~brain

@@ -11,7 +11,6 @@ from typing import Any
 
 from nipype.algorithms.confounds import (
     TSNR,
-    ACompCor,
     FramewiseDisplacement,
     NonSteadyStateDetector,
 )
@@ -115,7 +114,7 @@ def init_bold_wf(
     fd_threshold: float,
     dvars_threshold: float,
     high_pass: float,
-    n_compcor: int,
+    compcor: float,
     series_gb: float,
     seed: int,
     threads: int = 1,
@@ -138,9 +137,9 @@ def init_bold_wf(
     fd_threshold, dvars_threshold
         mm and standardised DVARS above which a volume is marked.
     high_pass
-        Period in s of the slowest cosine left out of aCompCor.
-    n_compcor
-        aCompCor components.
+        Period in s of the slowest cosine left out of CompCor.
+    compcor
+        CompCor components: below 1, the share of variance that they explain; else their number.
     series_gb
         Size of the run in float32.
     seed
@@ -249,24 +248,17 @@ def init_bold_wf(
         mem_gb=base + 3 * series_gb,
     )
     compcor = Node(
-        ACompCor(
-            num_components=n_compcor,
-            pre_filter="cosine",
-            high_pass_cutoff=high_pass,
-            repetition_time=repetition_time,
-            header_prefix="a_comp_cor_",
-            save_pre_filter=True,
-            save_metadata=True,
-            failure_mode="NaN",
+        own.NoiseComponents(
+            criterion=compcor, high_pass=high_pass, repetition_time=repetition_time
         ),
-        name="acompcor",
+        name="compcor",
         mem_gb=base + 2 * series_gb,
     )
     tsnr = Node(TSNR(), name="tsnr", mem_gb=base + 3 * series_gb)
     confounds = Node(
         own.AssembleConfounds(fd_threshold=fd_threshold, dvars_threshold=dvars_threshold),
         name="confounds",
-        mem_gb=base + series_gb,
+        mem_gb=base,
     )
     pictures = Node(
         own.BoldFigures(
@@ -284,23 +276,17 @@ def init_bold_wf(
             (coregister, masks, [("to_t1w", "to_t1w")]),
             (motion, displacement, [("parameters", "in_file")]),
             (native, dvars, [("bold", "in_file"), ("mask", "in_mask")]),
-            (native, compcor, [("bold", "realigned_file")]),
-            (masks, compcor, [("combined", "mask_files")]),
+            (native, compcor, [("bold", "bold"), ("mask", "mask")]),
+            (
+                masks,
+                compcor,
+                [("csf", "csf"), ("wm", "wm"), ("combined", "combined"), ("crown", "crown")],
+            ),
             (native, tsnr, [("bold", "in_file")]),
-            (native, confounds, [("bold", "bold"), ("mask", "mask")]),
-            (masks, confounds, [("wm", "wm"), ("csf", "csf")]),
             (motion, confounds, [("parameters", "parameters")]),
             (displacement, confounds, [("out_file", "framewise_displacement")]),
             (dvars, confounds, [("out_nstd", "dvars"), ("out_std", "std_dvars")]),
-            (
-                compcor,
-                confounds,
-                [
-                    ("components_file", "components"),
-                    ("metadata_file", "components_metadata"),
-                    ("pre_filter_file", "cosines"),
-                ],
-            ),
+            (compcor, confounds, [("out_file", "components")]),
             (coregister, pictures, [("reference", "reference"), ("mask", "epi_mask")]),
             (coregister, pictures, [("to_t1w", "to_t1w")]),
             (native, pictures, [("bold", "bold"), ("mask", "mask")]),
@@ -314,17 +300,15 @@ def init_bold_wf(
             (pictures, outputs, [("figures", "figures"), ("qc", "qc")]),
         ]
     )
-    needs_dummy += [confounds, pictures]
+    needs_dummy += [compcor, confounds, pictures]
     if dummy_scans is None:
         steady = Node(NonSteadyStateDetector(), name="non_steady_state", mem_gb=base + series_gb)
         workflow.connect(read, "out_file", steady, "in_file")
         for node in needs_dummy:
             workflow.connect(steady, "n_volumes_to_discard", node, "n_dummy")
-        workflow.connect(steady, "n_volumes_to_discard", compcor, "ignore_initial_volumes")
     else:
         for node in needs_dummy:
             node.inputs.n_dummy = dummy_scans
-        compcor.inputs.ignore_initial_volumes = dummy_scans
     return workflow
 
 

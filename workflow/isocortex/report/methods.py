@@ -160,9 +160,18 @@ def _preprocessing(section: Mapping[str, Any], cite: Any, version: Any) -> list[
         + (f" at {resolution:g} mm." if isinstance(resolution, (int, float)) else "."),
         f"Confounds carry fMRIPrep's names {cite('fmriprep')}: motion parameters, framewise "
         f"displacement and DVARS {cite('fd')}, tissue signals"
-        + _value(section, "compcor_components", " and {} CompCor components")
+        + _compcor(section.get("compcor_components"))
         + f" {cite('compcor')}.",
     ]
+
+
+def _compcor(choice: Any) -> str:
+    if choice is None:
+        return ""
+    if choice == "50%":
+        choice = "as many components of each CompCor as explain half of the variance"
+        return f", {choice}, and 24 components of the band of voxels around the brain"
+    return f" and {choice} components of each CompCor"
 
 
 def _has_value(dataset: xr.Dataset, name: str) -> bool:

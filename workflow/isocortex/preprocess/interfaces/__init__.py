@@ -7,7 +7,12 @@ from isocortex.preprocess.interfaces.anatomy import (
     TemplateAnatomy,
     TissueClasses,
 )
-from isocortex.preprocess.interfaces.confounds import AssembleConfounds, Dvars, NoiseMasks
+from isocortex.preprocess.interfaces.confounds import (
+    AssembleConfounds,
+    Dvars,
+    NoiseComponents,
+    NoiseMasks,
+)
 from isocortex.preprocess.interfaces.figures import AnatomyFigures, BoldFigures
 from isocortex.preprocess.interfaces.motion import EstimateMotion, ReadSeries
 from isocortex.preprocess.interfaces.registration import Coregister
@@ -23,6 +28,7 @@ __all__ = [
     "CorrectSliceTiming",
     "Dvars",
     "EstimateMotion",
+    "NoiseComponents",
     "NoiseMasks",
     "Normalise",
     "ReadSeries",

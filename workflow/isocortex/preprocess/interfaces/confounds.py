@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pandas as pd
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     File,
@@ -18,11 +18,20 @@ from nipype.interfaces.base import (
 from scipy import ndimage
 
 from isocortex.preprocess.confounds import (
+    DECOMPOSITIONS,
     confounds_table,
     temporal_difference_variance,
     write_table,
 )
 from isocortex.preprocess.interfaces.base import Interface, values_of
+from isocortex.preprocess.masks import crown
+from isocortex.preprocess.noise_components import (
+    HALF,
+    Decomposition,
+    cosine_basis,
+    most_variable,
+    noise_components,
+)
 from isocortex.preprocess.resampling import resample_volume
 from isocortex.preprocess.transforms import (
     AffineTransform,
@@ -31,6 +40,9 @@ from isocortex.preprocess.transforms import (
 )
 
 logger = logging.getLogger(__name__)
+
+# fMRIPrep's number of components of the voxels around the brain
+EDGE_COMPONENTS = 24
 
 
 class NoiseMasksInput(BaseInterfaceInputSpec):
@@ -46,6 +58,7 @@ class NoiseMasksOutput(TraitedSpec):
     wm = File(exists=True, desc="eroded white matter")
     combined = File(exists=True, desc="both")
     tissues = File(exists=True, desc="1 GM, 2 WM, 3 CSF in the reference's space")
+    crown = File(exists=True, desc="band of two voxels around the brain")
 
 
 class NoiseMasks(Interface):
@@ -83,7 +96,8 @@ class NoiseMasks(Interface):
         if combined.sum() < 20:
             logger.info("too few voxels of white matter and CSF: aCompCor takes the whole brain")
             combined = brain
-        for name, values in (*found.items(), ("combined", combined), ("tissues", tissues)):
+        found |= {"combined": combined, "tissues": tissues, "crown": crown(brain)}
+        for name, values in found.items():
             self._results[name] = self._keep(
                 runtime, f"{name}.nii.gz", values.astype(np.uint8), mask.affine
             )
@@ -98,6 +112,7 @@ class DvarsInput(BaseInterfaceInputSpec):
 class DvarsOutput(TraitedSpec):
     out_nstd = File(exists=True, desc="DVARS, from the second volume on")
     out_std = File(exists=True, desc="standardised DVARS, from the second volume on")
+    out_vxstd = File(exists=True, desc="voxel-wise standardised DVARS, from the second volume on")
 
 
 class Dvars(Interface):
@@ -110,7 +125,7 @@ class Dvars(Interface):
         mask = np.asarray(nib.load(self.inputs.in_mask).dataobj) > 0
         series = np.asarray(nib.load(self.inputs.in_file).dataobj)[mask]
         for name, values in zip(
-            ("out_nstd", "out_std"), temporal_difference_variance(series), strict=True
+            ("out_nstd", "out_std", "out_vxstd"), temporal_difference_variance(series), strict=True
         ):
             path = Path(runtime.cwd) / f"{name}.txt"
             np.savetxt(path, values, fmt="%.8f")
@@ -118,18 +133,71 @@ class Dvars(Interface):
         return runtime
 
 
-class AssembleConfoundsInput(BaseInterfaceInputSpec):
+class NoiseComponentsInput(BaseInterfaceInputSpec):
     bold = File(exists=True, mandatory=True, desc="run in the reference's space")
-    mask = File(exists=True, mandatory=True)
-    wm = File(exists=True, mandatory=True)
+    mask = File(exists=True, mandatory=True, desc="brain mask")
     csf = File(exists=True, mandatory=True)
+    wm = File(exists=True, mandatory=True)
+    combined = File(exists=True, mandatory=True, desc="CSF and white matter")
+    crown = File(exists=True, mandatory=True, desc="band around the brain")
+    criterion = traits.Float(
+        HALF, usedefault=True, desc="share of variance, or number of components"
+    )
+    high_pass = traits.Float(mandatory=True, desc="slowest period left, s")
+    repetition_time = traits.Float(mandatory=True, desc="seconds")
+    n_dummy = traits.Int(0, usedefault=True, desc="volumes before the steady state")
+
+
+class NoiseComponentsOutput(TraitedSpec):
+    out_file = File(exists=True, desc="components, singular values, cosines and signals, npz")
+
+
+class NoiseComponents(Interface):
+    """Every CompCor of a run and the mean signals of its masks, in one reading of the series."""
+
+    input_spec = NoiseComponentsInput
+    output_spec = NoiseComponentsOutput
+
+    def _run_interface(self, runtime):
+        series = np.asarray(nib.load(self.inputs.bold).dataobj)
+        n_dummy = self.inputs.n_dummy
+        basis = cosine_basis(
+            series.shape[3] - n_dummy,
+            repetition_time=self.inputs.repetition_time,
+            period=self.inputs.high_pass,
+        )
+        kept = {"cosines": np.r_[np.zeros((n_dummy, basis.shape[1])), basis]}
+        for prefix, name, signal, criterion in (
+            ("t_comp_cor", "mask", "global_signal", self.inputs.criterion),
+            ("c_comp_cor", "csf", "csf", self.inputs.criterion),
+            ("w_comp_cor", "wm", "white_matter", self.inputs.criterion),
+            ("a_comp_cor", "combined", "csf_wm", self.inputs.criterion),
+            ("edge_comp", "crown", None, EDGE_COMPONENTS),
+        ):
+            values = series[np.asarray(nib.load(getattr(self.inputs, name)).dataobj) > 0]
+            if not len(values):
+                logger.info("no voxel of %s in the field of view: no %s", name, prefix)
+                continue
+            if signal:
+                kept[f"signal/{signal}"] = values.mean(axis=0, dtype=np.float64)
+            if prefix == "t_comp_cor":
+                values = values[most_variable(values[:, n_dummy:])]
+                kept["signal/tcompcor"] = values.mean(axis=0, dtype=np.float64)
+            found = noise_components(values, basis, criterion=criterion, n_dummy=n_dummy)
+            for part in dataclasses.fields(found):
+                kept[f"{prefix}/{part.name}"] = getattr(found, part.name)
+        path = Path(runtime.cwd) / "components.npz"
+        np.savez(path, **kept)
+        self._results["out_file"] = str(path)
+        return runtime
+
+
+class AssembleConfoundsInput(BaseInterfaceInputSpec):
     parameters = File(exists=True, mandatory=True, desc="motion, FSL's order")
     framewise_displacement = File(exists=True, mandatory=True)
     dvars = File(exists=True, mandatory=True)
     std_dvars = File(exists=True, mandatory=True)
-    components = File(exists=True, mandatory=True)
-    components_metadata = File(exists=True, mandatory=True)
-    cosines = File(exists=True, mandatory=True)
+    components = File(exists=True, mandatory=True, desc="of NoiseComponents")
     n_dummy = traits.Int(0, usedefault=True)
     fd_threshold = traits.Float(mandatory=True)
     dvars_threshold = traits.Float(mandatory=True)
@@ -147,41 +215,29 @@ class AssembleConfounds(Interface):
     output_spec = AssembleConfoundsOutput
 
     def _run_interface(self, runtime):
-        series = np.asarray(nib.load(self.inputs.bold).dataobj)
-        signals = {}
-        for name, path in (
-            ("csf", self.inputs.csf),
-            ("white_matter", self.inputs.wm),
-            ("global_signal", self.inputs.mask),
-        ):
-            inside = np.asarray(nib.load(path).dataobj) > 0
-            if inside.any():
-                signals[name] = series[inside].mean(axis=0, dtype=np.float64)
         rows = np.loadtxt(self.inputs.parameters, ndmin=2)
-        n_dummy = self.inputs.n_dummy
-        components = pd.read_csv(self.inputs.components, sep="\t")
-        metadata = pd.read_csv(self.inputs.components_metadata, sep="\t")
-        metadata = metadata[metadata["retained"].astype(str) == "True"]
-        explained = [
-            {
-                "SingularValue": row.singular_value,
-                "VarianceExplained": row.variance_explained,
-                "CumulativeVarianceExplained": row.cumulative_variance_explained,
-            }
-            for row in metadata.itertuples()
-        ]
+        with np.load(self.inputs.components) as stored:
+            kept = dict(stored)
+        parts = [part.name for part in dataclasses.fields(Decomposition)]
         table, sidecar = confounds_table(
             motion=np.c_[rows[:, 3:], rows[:, :3]],
-            signals=signals,
+            signals={
+                name.removeprefix("signal/"): values
+                for name, values in kept.items()
+                if name.startswith("signal/")
+            },
             framewise_displacement=np.r_[
                 np.nan, np.loadtxt(self.inputs.framewise_displacement, skiprows=1, ndmin=1)
             ],
             dvars=np.r_[np.nan, np.loadtxt(self.inputs.dvars, ndmin=1)],
             std_dvars=np.r_[np.nan, np.loadtxt(self.inputs.std_dvars, ndmin=1)],
-            components=components.to_numpy(float),
-            components_explained=explained,
-            cosines=_cosines(self.inputs.cosines, len(rows)),
-            n_dummy=n_dummy,
+            decompositions={
+                prefix: Decomposition(**{part: kept[f"{prefix}/{part}"] for part in parts})
+                for prefix in DECOMPOSITIONS
+                if f"{prefix}/components" in kept
+            },
+            cosines=kept["cosines"],
+            n_dummy=self.inputs.n_dummy,
             fd_threshold=self.inputs.fd_threshold,
             dvars_threshold=self.inputs.dvars_threshold,
         )
@@ -192,13 +248,3 @@ class AssembleConfounds(Interface):
         path.write_text(json.dumps(sidecar, indent=2, sort_keys=True) + "\n")
         self._results["sidecar"] = str(path)
         return runtime
-
-
-def _cosines(path: str, n_volumes: int) -> np.ndarray:
-    """The cosine columns of nipype's filter file; empty where the run is too short for one."""
-    header, *_ = Path(path).read_text().splitlines() or [""]
-    names = header.split("\t")
-    kept = [n for n, name in enumerate(names) if name.startswith("Cosine")]
-    if not kept:
-        return np.zeros((n_volumes, 0))
-    return np.loadtxt(path, skiprows=1, ndmin=2, delimiter="\t")[:, kept]
