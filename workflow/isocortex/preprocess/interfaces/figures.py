@@ -28,6 +28,7 @@ class AnatomyFiguresInput(BaseInterfaceInputSpec):
     t1w_template = File(exists=True, mandatory=True)
     correlation = traits.Float(mandatory=True)
     n_images = traits.Int(mandatory=True, desc="T1w volumes averaged")
+    quality = traits.Dict(usedefault=True, desc="numbers on the normalisation, for qc")
 
 
 class FiguresOutput(TraitedSpec):
@@ -55,6 +56,7 @@ class AnatomyFigures(Interface):
             "white_matter_ml": float((labels == 2).sum()) * voxel,
             "csf_ml": float((labels == 3).sum()) * voxel,
             "template_correlation": self.inputs.correlation,
+            **self.inputs.quality,
         }
         figures.anatomy_figures(
             folder,
@@ -84,6 +86,7 @@ class BoldFiguresInput(BaseInterfaceInputSpec):
     fd_threshold = traits.Float(mandatory=True)
     dvars_threshold = traits.Float(mandatory=True)
     n_dummy = traits.Int(0, usedefault=True)
+    registration = traits.Dict(usedefault=True, desc="numbers on the registration, for qc")
 
 
 class BoldFigures(Interface):
@@ -112,6 +115,7 @@ class BoldFigures(Interface):
             "dice_bold_mask_t1w_mask": float(
                 2 * (mask & rough).sum() / max(mask.sum() + rough.sum(), 1)
             ),
+            **self.inputs.registration,
         }
         figures.bold_figures(
             folder,
