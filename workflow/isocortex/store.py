@@ -181,6 +181,8 @@ SPECS: dict[str, Spec] = {
             "condition": Array(("trial",), "str", "condition of the trial"),
             "session": Array(("trial",), "str", "session, empty where there are none"),
             "run": Array(("trial",), "str", "run, unique over sessions"),
+            "half": Array(("trial",), "i2", "half that shares nothing with the other", False),
+            "n_repeats": Array(("trial",), "i4", "trials that the beta is the mean of", False),
             "onset": Array(("trial",), "f8", "onset from the start of the run, s"),
             "duration": Array(("trial",), "f8", "duration, s"),
             "time_run": Array(("time",), "str", "run that a residual's volume belongs to"),

@@ -12,8 +12,8 @@ import xarray as xr
 from isocortex import bids, parallel, store
 from isocortex.errors import InputError
 from isocortex.glm.fit import noise_ceiling_blocks
-from isocortex.glm.images import check_grid, open_image, read_series, read_volumes
-from isocortex.glm.scratch import BLOCK_VOXELS, lazy_columns, scratch_array
+from isocortex.glm.images import check_grid, open_image, read_volume_groups, read_volumes
+from isocortex.glm.scratch import RunBlocks, lazy_columns
 
 log = logging.getLogger(__name__)
 
@@ -82,15 +82,16 @@ def import_betas(
             raise InputError(f"{mask} is empty: give a mask with voxels")
 
     with tempfile.TemporaryDirectory(prefix="isocortex-betas-") as scratch:
-        beta = scratch_array(scratch, "beta", (n_trials, int(chosen.sum())))
-        read_series(image, chosen, out=beta)
-        nan, constant, outside = (np.zeros(beta.shape[1], dtype=bool) for _ in range(3))
-        for start in range(0, beta.shape[1], BLOCK_VOXELS):
-            part = slice(start, start + BLOCK_VOXELS)
-            finite = np.isfinite(beta[:, part])
-            flat = finite.all(axis=0) & (np.ptp(beta[:, part], axis=0) == 0)
+        beta = RunBlocks(Path(scratch) / "beta", [n_trials], int(chosen.sum()))
+        for first, values in read_volume_groups(image, chosen):
+            beta.write(0, slice(0, beta.n_voxels), values, first_row=first)
+        nan, constant, outside = (np.zeros(beta.n_voxels, dtype=bool) for _ in range(3))
+        for part in beta.blocks:
+            block = beta.read(0, part)
+            finite = np.isfinite(block)
+            flat = finite.all(axis=0) & (np.ptp(block, axis=0) == 0)
             if mask is None:
-                empty = ~np.any(finite & (beta[:, part] != 0), axis=0)
+                empty = ~np.any(finite & (block != 0), axis=0)
                 outside[part] = empty
                 flat &= ~empty
                 nan[part] = ~finite.all(axis=0) & ~empty

@@ -1,39 +1,165 @@
-"""Least-squares fit of all trials of a run at once, in blocks of voxels."""
+"""The general linear model of single runs, in blocks of voxels: all trials of a run at once."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import dask
 import numpy as np
-from nilearn.glm.contrasts import Contrast
 from threadpoolctl import threadpool_limits
 
 from isocortex import parallel
 from isocortex.glm.design import Design, balanced
-from isocortex.glm.scratch import BLOCK_VOXELS
+from isocortex.glm.estimators import Estimates, fixed_effects_z
+from isocortex.glm.prepare import PreparedRun
+from isocortex.glm.scratch import BLOCK_VOXELS, RunBlocks
+from isocortex.glm.series import Series
 
 
 @dataclass(frozen=True)
-class RunFit:
-    """What a run's fit gives besides betas and residuals; arrays have an entry a voxel.
+class BlockFit:
+    """The fit of a run to a block of voxels; see `isocortex.glm.estimators.Estimates`.
 
     Attributes
     ----------
-    residual_squares
-        Sum of squared residuals of the whole design.
-    nuisance_squares
-        The same of the design without the trials.
-    tsnr
-        Mean over SD, once drift is taken out.
-    effect, variance
-        Mean response to the trials, percent signal change, and its variance.
+    beta : numpy.ndarray, shape (n_trials, n_voxels)
+        Responses, percent signal change for a regressor of height 1 (with nilearn's responses of
+        unit sum: what a stimulus that stays on would reach).
+    residual : numpy.ndarray, shape (n_volumes, n_voxels)
+        Percent signal change.
+    residual_squares, nuisance_squares, tsnr, effect, variance : numpy.ndarray, shape (n_voxels,)
+        Of this run.
+    """
+
+    beta: np.ndarray
+    residual: np.ndarray
+    residual_squares: np.ndarray
+    nuisance_squares: np.ndarray
+    tsnr: np.ndarray
+    effect: np.ndarray
+    variance: np.ndarray
+
+
+def orthonormal(matrix: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Return an orthonormal basis of some columns of a full-rank matrix."""
+    return np.linalg.qr(matrix[:, columns])[0]
+
+
+class RunModel:
+    """A run's design, decomposed once; fits blocks of voxels by ordinary least squares.
+
+    Parameters
+    ----------
+    design
+        The run's design.
+
+    Attributes
+    ----------
     beta_se : numpy.ndarray, shape (n_trials,)
         Standard error of each trial's beta in units of the residual SD.
     degrees_of_freedom
         Volumes less regressors.
     condition_number
         Of the design with centred, unit-norm columns.
+
+    Notes
+    -----
+    One decomposition a run, then two matrix products a block, in double precision.
+    """
+
+    def __init__(self, design: Design) -> None:
+        matrix, norms = balanced(design)
+        left, values, right = np.linalg.svd(matrix, full_matrices=False)
+        pseudo_inverse = ((right.T / values) @ left.T) / norms[:, None]
+        self._left = left
+        self._nuisance = orthonormal(matrix, design.nuisance_columns)
+        self._drift = orthonormal(matrix, design.drift_columns)
+        self._to_beta = pseudo_inverse[design.trial_columns]
+        self._mean_response = self._to_beta.mean(axis=0)
+        self.degrees_of_freedom = matrix.shape[0] - matrix.shape[1]
+        self.beta_se = np.sqrt(np.einsum("tv,tv->t", self._to_beta, self._to_beta))
+        self.condition_number = float(values[0] / values[-1])
+
+    def fit(self, scaled: np.ndarray) -> BlockFit:
+        """Fit a block of voxels; ``scaled`` is percent signal change (n_volumes, n_voxels)."""
+        left_over = scaled - self._left @ (self._left.T @ scaled)
+        without = scaled - self._nuisance @ (self._nuisance.T @ scaled)
+        steady = scaled - self._drift @ (self._drift.T @ scaled)
+        spread = np.sqrt(_squares(steady) / (scaled.shape[0] - self._drift.shape[1]))
+        squares = _squares(left_over)
+        weight = float(self._mean_response @ self._mean_response)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            tsnr = 100 / spread
+        return BlockFit(
+            beta=self._to_beta @ scaled,
+            residual=left_over,
+            residual_squares=squares,
+            nuisance_squares=_squares(without),
+            tsnr=tsnr,
+            effect=self._mean_response @ scaled,
+            variance=squares
+            / self.degrees_of_freedom
+            * (self._mean_response @ self._mean_response),
+        )
+
+
+def _squares(values: np.ndarray) -> np.ndarray:
+    return np.einsum("tv,tv->v", values, values)
+
+
+def fit_all_trials(
+    series: Series,
+    runs: Sequence[PreparedRun],
+    *,
+    beta: RunBlocks,
+    residual: RunBlocks,
+    threads: int,
+) -> Estimates:
+    """Estimate all trials of a run at once, run by run, see `isocortex.glm.estimators.Estimator`.
+
+    Parameters
+    ----------
+    series, runs, beta, residual, threads
+        As every estimator has them.
+
+    Returns
+    -------
+    Estimates
+    """
+    # On one thread: the number of cores must not change the last bits.
+    with threadpool_limits(limits=1):
+        models = [RunModel(run.design) for run in runs]
+    sums = {
+        name: np.zeros(series.n_voxels)
+        for name in ("residual_squares", "nuisance_squares", "tsnr", "effect", "variance")
+    }
+
+    def fit_block(part: slice) -> None:
+        for number, model in enumerate(models):
+            fit = model.fit(series.read(number, part))
+            beta.write(number, part, fit.beta)
+            residual.write(number, part, fit.residual)
+            for name, total in sums.items():
+                total[part] += getattr(fit, name)
+
+    with parallel.dask_workers(threads):
+        dask.compute([dask.delayed(fit_block)(part) for part in series.blocks])
+    sums["tsnr"] /= len(runs)
+    return Estimates(
+        **sums,
+        hrf_index=np.zeros(series.n_voxels, dtype=np.int16),
+        beta_se=np.concatenate([model.beta_se for model in models]),
+        degrees_of_freedom=[model.degrees_of_freedom for model in models],
+        condition_number=[model.condition_number for model in models],
+    )
+
+
+@dataclass(frozen=True)
+class RunFit:
+    """What a run's fit gives besides betas and residuals; arrays have an entry a voxel.
+
+    The attributes are those of `isocortex.glm.estimators.Estimates`, of one run.
     """
 
     residual_squares: np.ndarray
@@ -46,11 +172,6 @@ class RunFit:
     condition_number: float
 
 
-def _basis(matrix: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Return an orthonormal basis of some columns of a full-rank matrix."""
-    return np.linalg.qr(matrix[:, columns])[0]
-
-
 def fit_run(
     data: np.ndarray,
     design: Design,
@@ -60,7 +181,7 @@ def fit_run(
     threads: int = 1,
     block_voxels: int = BLOCK_VOXELS,
 ) -> RunFit:
-    """Fit a run's design by ordinary least squares.
+    """Fit a run's design by ordinary least squares to data in memory.
 
     Parameters
     ----------
@@ -69,8 +190,7 @@ def fit_run(
     design
         The run's design.
     beta : numpy.ndarray, shape (n_trials, n_voxels)
-        Receives the responses, percent signal change for a regressor of height 1 (with nilearn's
-        responses of unit sum: what a stimulus that stays on would reach).
+        Receives the responses, see `BlockFit`.
     residual : numpy.ndarray, shape (n_volumes, n_voxels)
         Receives the residuals, percent signal change.
     threads
@@ -84,25 +204,13 @@ def fit_run(
 
     Notes
     -----
-    One decomposition of the design a run, then two matrix products a block, in double precision.
     Voxels whose mean is not above 0 have no percent signal change: they get NaN.
     """
-    matrix, norms = balanced(design)
-    n_volumes, n_regressors = matrix.shape
-    n_voxels = data.shape[1]
-    # On one thread: the number of cores must not change the last bits.
     with threadpool_limits(limits=1):
-        left, values, right = np.linalg.svd(matrix, full_matrices=False)
-        pseudo_inverse = ((right.T / values) @ left.T) / norms[:, None]
-        nuisance = _basis(matrix, design.nuisance_columns)
-        drift = _basis(matrix, design.drift_columns)
-    to_beta = pseudo_inverse[design.trial_columns]
-    mean_response = to_beta.mean(axis=0)
-    dof = n_volumes - n_regressors
-
-    squares = np.empty((2, n_voxels))
-    tsnr = np.empty(n_voxels)
-    effect = np.empty(n_voxels)
+        model = RunModel(design)
+    n_voxels = data.shape[1]
+    names = ("residual_squares", "nuisance_squares", "tsnr", "effect", "variance")
+    found = {name: np.empty(n_voxels) for name in names}
 
     def fit_block(start: int) -> None:
         part = slice(start, min(start + block_voxels, n_voxels))
@@ -110,34 +218,23 @@ def fit_run(
         mean = raw.mean(axis=0)
         with np.errstate(divide="ignore", invalid="ignore"):
             scaled = 100 * (raw / np.where(mean > 0, mean, np.nan) - 1)
-        beta[:, part] = to_beta @ scaled
-        effect[part] = mean_response @ scaled
-        left_over = scaled - left @ (left.T @ scaled)
-        residual[:, part] = left_over
-        squares[0, part] = np.einsum("tv,tv->v", left_over, left_over)
-        without = scaled - nuisance @ (nuisance.T @ scaled)
-        squares[1, part] = np.einsum("tv,tv->v", without, without)
-        steady = scaled - drift @ (drift.T @ scaled)
-        spread = np.sqrt(np.einsum("tv,tv->v", steady, steady) / (n_volumes - drift.shape[1]))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            tsnr[part] = 100 / spread
+        fit = model.fit(scaled)
+        beta[:, part], residual[:, part] = fit.beta, fit.residual
+        for name, values in found.items():
+            values[part] = getattr(fit, name)
 
     with parallel.dask_workers(threads):
         starts = range(0, n_voxels, block_voxels)
         dask.compute([dask.delayed(fit_block)(start) for start in starts])
     return RunFit(
-        residual_squares=squares[0],
-        nuisance_squares=squares[1],
-        tsnr=tsnr,
-        effect=effect,
-        variance=squares[0] / dof * (mean_response @ mean_response),
-        beta_se=np.sqrt(np.einsum("tv,tv->t", to_beta, to_beta)),
-        degrees_of_freedom=dof,
-        condition_number=float(values[0] / values[-1]),
+        **found,
+        beta_se=model.beta_se,
+        degrees_of_freedom=model.degrees_of_freedom,
+        condition_number=model.condition_number,
     )
 
 
-def stimulus_z(runs: list[RunFit]) -> np.ndarray:
+def stimulus_z(runs: Sequence[RunFit]) -> np.ndarray:
     """Return the z-score of the mean response to all trials, fixed effects over runs.
 
     Parameters
@@ -148,19 +245,9 @@ def stimulus_z(runs: list[RunFit]) -> np.ndarray:
     Returns
     -------
     numpy.ndarray, shape (n_voxels,)
-
-    Notes
-    -----
-    nilearn's contrast arithmetic: effects and variances add up over runs, and so do the degrees
-    of freedom.
     """
-    parts = [
-        Contrast(
-            effect=run.effect, variance=run.variance, dof=run.degrees_of_freedom, stat_type="t"
-        )
-        for run in runs
-    ]
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total.z_score()
+    return fixed_effects_z(
+        np.sum([run.effect for run in runs], axis=0),
+        np.sum([run.variance for run in runs], axis=0),
+        sum(run.degrees_of_freedom for run in runs),
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -11,7 +11,7 @@ import numpy as np
 
 from isocortex.errors import InputError
 
-_CHUNK_BYTES = 32 << 20
+_CHUNK_BYTES = 8 << 20
 _DAMAGE = (
     OSError,
     EOFError,
@@ -117,7 +117,44 @@ def read_volumes(image: nib.spatialimages.SpatialImage, path: str | Path) -> np.
         raise InputError(f"{path} is truncated or damaged ({_line(error)}): restore it") from None
 
 
-def read_series(path: str | Path, mask: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+def read_volume_groups(path: str | Path, mask: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the volumes of a time series inside a mask, a few at a time.
+
+    Parameters
+    ----------
+    path
+        4D image.
+    mask : numpy.ndarray of bool, shape (x, y, z)
+        Voxels to read.
+
+    Yields
+    ------
+    first : int
+        Number of the first of these volumes.
+    values : numpy.ndarray of float32, shape (volumes, n_voxels)
+        Voxels in the order of ``numpy.nonzero(mask)``.
+
+    Raises
+    ------
+    InputError
+        Where the file is missing, truncated or damaged.
+    """
+    image = open_image(path, n_dims=4)
+    n_volumes = image.shape[3]
+    inside = np.ravel_multi_index(np.nonzero(mask), mask.shape, order="F")
+    step = max(1, _CHUNK_BYTES // (8 * mask.size))
+    for first in range(0, n_volumes, step):
+        try:
+            volumes = np.asarray(image.dataobj[..., first : first + step])
+        except _DAMAGE as error:
+            raise InputError(
+                f"{path} is truncated or damaged ({_line(error)}): restore it"
+            ) from None
+        flat = volumes.reshape((mask.size, -1), order="F")
+        yield first, np.stack([column[inside] for column in flat.T]).astype(np.float32, copy=False)
+
+
+def read_series(path: str | Path, mask: np.ndarray) -> np.ndarray:
     """Read a time series inside a mask.
 
     Parameters
@@ -126,8 +163,6 @@ def read_series(path: str | Path, mask: np.ndarray, *, out: np.ndarray | None = 
         4D image.
     mask : numpy.ndarray of bool, shape (x, y, z)
         Voxels to read.
-    out : numpy.ndarray of float32, shape (n_volumes, n_voxels)
-        Receives the series, where given.
 
     Returns
     -------
@@ -135,16 +170,4 @@ def read_series(path: str | Path, mask: np.ndarray, *, out: np.ndarray | None = 
         Voxels in the order of ``numpy.nonzero(mask)``. Volumes are read a few at a time: outside
         the mask nothing is kept.
     """
-    image = open_image(path, n_dims=4)
-    n_volumes = image.shape[3]
-    series = out
-    if series is None:
-        series = np.empty((n_volumes, int(mask.sum())), dtype=np.float32)
-    step = max(1, _CHUNK_BYTES // (8 * mask.size))
-    try:
-        for start in range(0, n_volumes, step):
-            volumes = np.asarray(image.dataobj[..., start : start + step])
-            series[start : start + step] = volumes[mask].T
-    except _DAMAGE as error:
-        raise InputError(f"{path} is truncated or damaged ({_line(error)}): restore it") from None
-    return series
+    return np.concatenate([values for _, values in read_volume_groups(path, mask)])

@@ -1,7 +1,10 @@
-"""Arrays that lie in temporary files, so that memory need not hold all runs."""
+"""Matrices that lie in scratch files, so that memory holds a few blocks of voxels only."""
 
 from __future__ import annotations
 
+import os
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import dask
@@ -9,45 +12,185 @@ import dask.array as da
 import numpy as np
 
 BLOCK_VOXELS = 4096
+_BLOCK_VALUES = 1 << 23
 
 
-def scratch_array(folder: str | Path, name: str, shape: tuple[int, int]) -> np.memmap:
-    """Return a new float32 array of the given shape that lies in a file of a folder."""
-    return np.lib.format.open_memmap(
-        Path(folder) / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape
-    )
+class RunBlocks:
+    """Matrices of several runs, rows x voxels, in one scratch file cut into blocks of voxels.
 
-
-def lazy_columns(array: np.memmap, columns: np.ndarray) -> da.Array:
-    """Return some columns of a scratch array as dask blocks that are read when they are used.
+    What belongs to a block, all rows of all runs, lies together in the file, so that a block is
+    read at once however many voxels there are. Reads and writes are explicit: nothing of the file
+    is mapped into memory. They may come from several threads at a time.
 
     Parameters
     ----------
-    array : numpy.memmap, shape (n_rows, n_columns)
-        From `scratch_array`.
+    path
+        The file to make.
+    n_rows
+        Rows of each run: volumes or trials.
+    n_voxels
+        Columns of all runs.
+    dtype
+        Of the values.
+    block_voxels
+        Voxels in a block; without it what `block_size` says of these rows.
+
+    Attributes
+    ----------
+    n_rows, n_voxels, blocks
+        Rows of each run, voxels, and the slice of voxels of each block.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        n_rows: Sequence[int],
+        n_voxels: int,
+        *,
+        dtype: type = np.float32,
+        block_voxels: int | None = None,
+    ) -> None:
+        width = block_voxels or block_size(n_rows)
+        self.n_voxels = int(n_voxels)
+        self.dtype = np.dtype(dtype)
+        self.blocks = [
+            slice(start, min(start + width, self.n_voxels))
+            for start in range(0, self.n_voxels, width)
+        ]
+        self._width = width
+        self._first = np.concatenate([[0], np.cumsum(n_rows)]).astype(int)
+        self._runs = list(range(len(n_rows)))
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.ftruncate(self._file, int(self._first[-1]) * self.n_voxels * self.dtype.itemsize)
+        self._close = weakref.finalize(self, os.close, self._file)
+
+    @property
+    def n_rows(self) -> list[int]:
+        """Rows of each run."""
+        return [int(self._first[run + 1] - self._first[run]) for run in self._runs]
+
+    def select(self, runs: Sequence[int]) -> RunBlocks:
+        """Return a view of some runs, in the order given."""
+        view = object.__new__(RunBlocks)
+        view.__dict__.update(self.__dict__)
+        view._runs = [self._runs[run] for run in runs]
+        view._whole = self  # keeps the file open
+        return view
+
+    def write(self, run: int, part: slice, values: np.ndarray, *, first_row: int = 0) -> None:
+        """Write rows of a run.
+
+        Parameters
+        ----------
+        run
+            Number of the run.
+        part
+            Voxels: one or more whole blocks.
+        values : numpy.ndarray, shape (n_rows or fewer, voxels of the part)
+            The rows.
+        first_row
+            Row of the run that the first of them is.
+        """
+        row = int(self._first[self._runs[run]]) + first_row
+        for block in self._inside(part):
+            if block.start < part.start or block.stop > part.stop:
+                raise ValueError(f"voxels {part} cut block {block}: write whole blocks")
+            columns = values[:, block.start - part.start : block.stop - part.start]
+            data = memoryview(np.ascontiguousarray(columns, dtype=self.dtype)).cast("B")
+            position = self._position(block, row)
+            while data:
+                done = os.pwrite(self._file, data, position)
+                data, position = data[done:], position + done
+
+    def read(self, run: int, part: slice) -> np.ndarray:
+        """Return all rows of a run, of any slice of voxels; shape (n_rows, voxels)."""
+        return self._read(self._first[self._runs[run]], self._first[self._runs[run] + 1], part)
+
+    def read_all(self, part: slice) -> np.ndarray:
+        """Return the rows of all runs, one run after the other; shape (sum of n_rows, voxels)."""
+        return np.concatenate([self.read(run, part) for run in range(len(self._runs))])
+
+    def _inside(self, part: slice) -> list[slice]:
+        """Blocks that a slice of voxels has a share in."""
+        return self.blocks[part.start // self._width : -(-part.stop // self._width)]
+
+    def _position(self, block: slice, row: int) -> int:
+        width = block.stop - block.start
+        return (int(self._first[-1]) * block.start + int(row) * width) * self.dtype.itemsize
+
+    def _read(self, first: int, last: int, part: slice) -> np.ndarray:
+        pieces = []
+        for block in self._inside(part):
+            values = np.empty((int(last - first), block.stop - block.start), dtype=self.dtype)
+            rest = memoryview(values).cast("B") if values.size else b""
+            position = self._position(block, first)
+            while rest:
+                done = os.preadv(self._file, [rest], position)
+                if not done:
+                    raise OSError("the scratch file is shorter than it was made")
+                rest, position = rest[done:], position + done
+            pieces.append(
+                values[:, max(part.start - block.start, 0) : max(part.stop - block.start, 0)]
+            )
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
+
+
+def block_size(n_rows: Sequence[int]) -> int:
+    """Return how many voxels are worked on at once: a power of two, fewer where runs are long."""
+    width = BLOCK_VOXELS
+    while width > 128 and width * sum(n_rows) > _BLOCK_VALUES:
+        width //= 2
+    return width
+
+
+def lazy_columns(
+    values: RunBlocks,
+    columns: np.ndarray,
+    *,
+    transform: Callable[[np.ndarray], np.ndarray] | None = None,
+    n_rows: int | None = None,
+) -> da.Array:
+    """Return some voxels of all runs as dask blocks that are read when they are used.
+
+    Parameters
+    ----------
+    values
+        Matrices of runs.
     columns
-        Indices of the columns to keep, ascending.
+        Indices of the voxels to keep, ascending.
+    transform
+        Applied to each block, such as a mean over rows.
+    n_rows
+        Rows that the transform leaves.
 
     Returns
     -------
-    dask.array.Array, shape (n_rows, len(columns))
-        `dask.array.from_array` would copy all of the file into memory.
+    dask.array.Array, shape (sum of rows, len(columns))
     """
-    starts = range(0, len(columns), BLOCK_VOXELS)
-    return da.concatenate(
-        [
+    columns = np.asarray(columns)
+    rows = sum(values.n_rows) if n_rows is None else n_rows
+    pieces = []
+    for block in values.blocks:
+        low, high = np.searchsorted(columns, [block.start, block.stop])
+        if low == high:
+            continue
+        pieces.append(
             da.from_delayed(
-                dask.delayed(_read)(str(array.filename), columns[start : start + BLOCK_VOXELS]),
-                shape=(array.shape[0], len(columns[start : start + BLOCK_VOXELS])),
-                dtype=array.dtype,
+                dask.delayed(_read)(values, block, columns[low:high] - block.start, transform),
+                shape=(rows, int(high - low)),
+                dtype=values.dtype,
             )
-            for start in starts
-        ],
-        axis=1,
-    )
+        )
+    return da.concatenate(pieces, axis=1)
 
 
-def _read(path: str, columns: np.ndarray) -> np.ndarray:
-    first, last = columns[0], columns[-1]
-    block = np.array(np.load(path, mmap_mode="r")[:, first : last + 1])
-    return block if block.shape[1] == len(columns) else block[:, columns - first]
+def _read(
+    values: RunBlocks,
+    block: slice,
+    columns: np.ndarray,
+    transform: Callable[[np.ndarray], np.ndarray] | None,
+) -> np.ndarray:
+    found = values.read_all(block)
+    if len(columns) < found.shape[1]:
+        found = found[:, columns]
+    return found if transform is None else transform(found).astype(values.dtype)

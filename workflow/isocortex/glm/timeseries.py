@@ -18,16 +18,17 @@ from isocortex import bids, parallel, store
 from isocortex.errors import InputError
 from isocortex.glm.confounds import OUTLIERS
 from isocortex.glm.design import balanced, find_stimulus_column, make_design, matches
-from isocortex.glm.fit import (
-    Recording,
-    check_lists,
-    count_bad,
-    find_bad_voxels,
-    noise_ceiling_blocks,
-    read_recordings,
+from isocortex.glm.fit import noise_ceiling_blocks
+from isocortex.glm.images import (
+    check_grid,
+    intersect_masks,
+    open_image,
+    read_volume_groups,
+    read_volumes,
 )
-from isocortex.glm.images import check_grid, intersect_masks, open_image, read_series, read_volumes
-from isocortex.glm.scratch import BLOCK_VOXELS, lazy_columns, scratch_array
+from isocortex.glm.prepare import Recording, check_lists, read_recordings
+from isocortex.glm.scratch import RunBlocks, lazy_columns
+from isocortex.glm.series import Series
 
 log = logging.getLogger(__name__)
 
@@ -134,20 +135,13 @@ def clean_bold(
     n_voxels = int(shared.sum())
     with tempfile.TemporaryDirectory(prefix="isocortex-bold-") as scratch:
         kept = [int(steady.sum()) for steady, _, _ in plans]
-        signal = scratch_array(scratch, "signal", (sum(kept), n_voxels))
-        reasons = {name: np.zeros(n_voxels, dtype=bool) for name in ("nan", "constant", "negative")}
+        series = Series(scratch, bold, shared, threads=threads)
+        signal = RunBlocks(
+            Path(scratch) / "signal", kept, n_voxels, block_voxels=series.blocks[0].stop
+        )
         tsnr = np.zeros(n_voxels)
-        first = 0
-        for number, (run, path, plan) in enumerate(zip(recordings, bold, plans, strict=True)):
-            series = scratch_array(scratch, f"run{number}", (run.n_volumes, n_voxels))
-            read_series(path, shared, out=series)
-            find_bad_voxels(series, Path(path), reasons)
-            rows = slice(first, first + kept[number])
-            tsnr += _regress_out(series, *plan, out=signal[rows], threads=threads)
-            first += kept[number]
-            series_file = Path(series.filename)
-            del series
-            series_file.unlink()
+        for number, (run, plan) in enumerate(zip(recordings, plans, strict=True)):
+            tsnr += _regress_out(series, number, *plan, out=signal, threads=threads)
             log.info(
                 "run %d of %d (%s): %d of %d volumes, %d regressors taken out, %d voxels",
                 number + 1,
@@ -158,8 +152,8 @@ def clean_bold(
                 plan[1].shape[1],
                 n_voxels,
             )
-        keep = np.flatnonzero(~(reasons["nan"] | reasons["constant"] | reasons["negative"]))
-        counts = count_bad(reasons)
+        keep = np.flatnonzero(series.usable)
+        counts = series.count_bad()
         _check_some(keep, n_voxels, counts, bold[0])
         times = [_times(run)[plan[0]] for run, plan in zip(recordings, plans, strict=True)]
         dataset = _assemble(
@@ -244,31 +238,28 @@ def _nuisance(
 
 
 def _regress_out(
-    series: np.ndarray,
+    series: Series,
+    run: int,
     steady: np.ndarray,
     nuisance: np.ndarray,
     drift: np.ndarray,
     *,
-    out: np.ndarray,
+    out: RunBlocks,
     threads: int,
 ) -> np.ndarray:
     """Write the cleaned run in percent signal change; return the temporal SNR of each voxel."""
-    tsnr = np.empty(series.shape[1])
+    tsnr = np.empty(series.n_voxels)
     freedom = max(1, int(steady.sum()) - drift.shape[1])
 
-    def clean_block(start: int) -> None:
-        part = slice(start, start + BLOCK_VOXELS)
-        raw = series[steady, part].astype(np.float64)
-        mean = raw.mean(axis=0)
+    def clean_block(part: slice) -> None:
+        scaled = series.read(run, part, volumes=steady)
+        level = scaled - drift @ (drift.T @ scaled)
         with np.errstate(divide="ignore", invalid="ignore"):
-            scaled = 100 * (raw / np.where(mean > 0, mean, np.nan) - 1)
-            level = scaled - drift @ (drift.T @ scaled)
             tsnr[part] = 100 / np.sqrt(np.einsum("tv,tv->v", level, level) / freedom)
-        out[:, part] = scaled - nuisance @ (nuisance.T @ scaled)
+        out.write(run, part, scaled - nuisance @ (nuisance.T @ scaled))
 
     with parallel.dask_workers(threads):
-        starts = range(0, series.shape[1], BLOCK_VOXELS)
-        dask.compute([dask.delayed(clean_block)(start) for start in starts])
+        dask.compute([dask.delayed(clean_block)(part) for part in series.blocks])
     return tsnr
 
 
@@ -548,19 +539,19 @@ def import_timeseries(
             lengths = [open_image(file, n_dims=4).shape[3] for file in files]
         else:
             lengths = [length for length, _ in sizes]
-        signal = scratch_array(scratch, "signal", (sum(lengths), n_locations))
+        signal = RunBlocks(Path(scratch) / "signal", lengths, n_locations)
         nan, constant = np.zeros(n_locations, dtype=bool), np.zeros(n_locations, dtype=bool)
-        first, shown = 0, []
+        shown = []
         for number, file in enumerate(files):
-            rows = slice(first, first + lengths[number])
-            first = rows.stop
-            if on_grid:
-                read_series(file, chosen, out=signal[rows])
-            else:
-                signal[rows] = read_columns(file)[:, inside]
-            for start in range(0, n_locations, BLOCK_VOXELS):
-                part = slice(start, start + BLOCK_VOXELS)
-                block = signal[rows, part]
+            groups = (
+                read_volume_groups(file, chosen)
+                if on_grid
+                else [(0, read_columns(file)[:, inside])]
+            )
+            for first, values in groups:
+                signal.write(number, slice(0, n_locations), values, first_row=first)
+            for part in signal.blocks:
+                block = signal.read(number, part)
                 finite = np.isfinite(block).all(axis=0)
                 nan[part] |= ~finite
                 with np.errstate(invalid="ignore"):
@@ -609,7 +600,7 @@ def import_timeseries(
             "confounds": [],
             "methods": f"Time series of {len(files)} runs were cleaned elsewhere and imported.",
         }
-        log.info("%d runs, %d volumes, %d locations imported", len(files), first, keep.size)
+        log.info("%d runs, %d volumes, %d locations imported", len(files), sum(lengths), keep.size)
         with parallel.dask_workers(threads):
             return store.write(
                 dataset, out, spec="timeseries", sources=[*files, *events, *mask], code=code

@@ -1,0 +1,119 @@
+"""The methods text that a fit writes about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from isocortex.glm.estimators import Estimates
+from isocortex.glm.prepare import PreparedRun
+
+
+def describe_methods(
+    runs: Sequence[PreparedRun],
+    counts: Mapping[str, int],
+    *,
+    estimates: Estimates,
+    hrf: str,
+    drift: str,
+    high_pass: float,
+    drift_order: int,
+    trials: str,
+    estimator: str,
+    lss_others: str,
+    noise_model: str,
+    scaling: str,
+    repeats: str,
+    split_half: bool,
+    ceiling: bool,
+) -> str:
+    """Return the methods text of what was done.
+
+    Parameters
+    ----------
+    runs
+        The runs that were fitted.
+    counts
+        Voxels that were left out, by reason.
+    estimates
+        Of the estimator, which may add sentences of its own.
+    hrf, drift, high_pass, drift_order, trials, estimator, lss_others, noise_model, scaling, \
+repeats, split_half
+        See `isocortex.glm.fit.fit_glm`.
+    ceiling
+        Whether there is a noise ceiling.
+    """
+    unit = {
+        "single": "each trial",
+        "block": "each block of successive events of one condition",
+        "condition": "each condition",
+    }[trials]
+    starts = sorted({run.start_time for run in runs})
+    squares = {
+        "ols": "ordinary least squares",
+        "ar1": "generalised least squares (autoregressive noise of first order, estimated voxel by "
+        "voxel from the residuals of ordinary least squares by Yule-Walker and rounded to "
+        "hundredths, as nilearn does)",
+    }[noise_model]
+    sentences = [
+        f"Responses were estimated run by run ({len(runs)} run{'s' if len(runs) > 1 else ''}) by "
+        f"{squares} with one regressor for {unit} of a run, convolved with the "
+        f"{hrf} haemodynamic response (nilearn), together with "
+        f"{nuisance_text(runs, drift=drift, high_pass=high_pass, drift_order=drift_order)}."
+    ]
+    if estimator == "lss":
+        others = {
+            "together": "one regressor for all other trials of the run",
+            "condition": "one regressor for the other trials of each condition",
+        }[lss_others]
+        sentences.append(
+            f"Each response comes from a model of its own, with one regressor for {unit} and "
+            f"{others} (least squares separate, Mumford et al. 2012); residuals, explained "
+            "variance and z-values are those of the model with all trials."
+        )
+    sentences += estimates.methods
+    percent = {
+        "run": "Responses are in percent of each voxel's mean over the run.",
+        "session": "Responses are in percent of each voxel's mean over the runs of the session"
+        + (" that are in the same half." if split_half else "."),
+    }[scaling]
+    sentences += [
+        f"Volumes were placed in time at {', '.join(f'{start:g}' for start in starts)} s plus "
+        f"multiples of the repetition time of {runs[0].tr:g} s.",
+        percent,
+    ]
+    if repeats == "average":
+        sentences.append(
+            "Responses to one stimulus were averaged within a session"
+            + (" and half." if split_half else ".")
+        )
+    if split_half:
+        sentences.append(
+            "Odd and even runs were analysed as two halves that share no information but which "
+            "voxels all runs have."
+        )
+    single = " of single trials" if repeats == "average" else ""
+    sentences.append(
+        f"The noise ceiling{single} follows Allen et al. (2022)."
+        if ceiling
+        else "No stimulus repeats, so there is no noise ceiling."
+    )
+    if sum(counts.values()):
+        sentences.append(
+            f"{sum(counts.values())} voxels were left out ({counts['n_voxels_nan']} with NaN, "
+            f"{counts['n_voxels_constant']} constant, {counts['n_voxels_nonpositive_mean']} "
+            f"without a positive mean)."
+        )
+    return " ".join(sentences)
+
+
+def nuisance_text(
+    runs: Sequence[PreparedRun], *, drift: str, high_pass: float, drift_order: int
+) -> str:
+    """Return what the model has beside responses: drift and confounds."""
+    drifts = {
+        "cosine": f"a cosine drift set (high-pass {high_pass:g} Hz)",
+        "polynomial": f"a polynomial drift of order {drift_order}",
+        "none": "a constant",
+    }[drift]
+    names = sorted({name for run in runs for name in run.confounds})
+    return drifts + (f" and {len(names)} confounds ({', '.join(names)})" if names else "")
