@@ -27,6 +27,32 @@ def epi_mask(mean: np.ndarray) -> np.ndarray:
     return ndimage.binary_fill_holes(ndimage.binary_dilation(piece, structure) & mask)
 
 
+def signal_mask(reference: np.ndarray, brain: np.ndarray) -> np.ndarray:
+    """Where a BOLD reference has signal: above a fifth of the brain's median, holes filled.
+
+    Parameters
+    ----------
+    reference
+        Bias-corrected, (x, y, z).
+    brain
+        Boolean, the brain, roughly: gives the level.
+
+    Returns
+    -------
+    numpy.ndarray
+        Boolean, true beyond the brain as well; where it is false inside of the T1w's brain mask
+        the run has dropout or ends.
+    """
+    level = float(np.median(reference[brain])) if brain.any() else 0.0
+    return ndimage.binary_fill_holes(ndimage.gaussian_filter(reference, 0.5) > 0.2 * level)
+
+
+def dice(one: np.ndarray, other: np.ndarray) -> float:
+    """Dice's coefficient of two boolean masks; 0 where both are empty."""
+    total = int(one.sum()) + int(other.sum())
+    return 2 * int((one & other).sum()) / total if total else 0.0
+
+
 def crown(brain: np.ndarray, *, width: int = 2) -> np.ndarray:
     """Band of voxels around the brain, whose signal is motion's (Patriat et al. 2017).
 

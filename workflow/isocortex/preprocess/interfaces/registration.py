@@ -14,18 +14,19 @@ from nipype.interfaces.base import (
 )
 
 from isocortex.preprocess import registration
+from isocortex.preprocess.boundary import refine, white_matter_boundary
 from isocortex.preprocess.images import as_image
 from isocortex.preprocess.interfaces.base import Interface
-from isocortex.preprocess.masks import epi_mask
-from isocortex.preprocess.transforms import (
-    write_itk_affine,
-)
+from isocortex.preprocess.masks import dice, epi_mask, signal_mask
+from isocortex.preprocess.transforms import AffineTransform, write_itk_affine
 
 
 class CoregisterInput(BaseInterfaceInputSpec):
-    reference = File(exists=True, mandatory=True, desc="BOLD reference")
+    reference = File(exists=True, mandatory=True, desc="BOLD reference, undistorted if it can be")
     t1w = File(exists=True, mandatory=True, desc="bias-corrected T1w")
     mask = File(exists=True, mandatory=True, desc="brain mask of the T1w")
+    wm = File(exists=True, mandatory=True, desc="probability of white matter")
+    gm = File(exists=True, mandatory=True, desc="probability of grey matter")
     seed = traits.Int(mandatory=True, desc="of the registration")
 
 
@@ -33,30 +34,48 @@ class CoregisterOutput(TraitedSpec):
     to_t1w = File(exists=True, desc="resamples the reference on the T1w, ITK text")
     reference = File(exists=True, desc="reference without its bias field")
     mask = File(exists=True, desc="brain mask from the reference alone")
+    signal = File(exists=True, desc="where the reference has signal")
+    quality = traits.Dict(desc="costs and overlap, for qc")
 
 
 class Coregister(Interface):
-    """Rigid registration of the BOLD reference to the T1w."""
+    """Rigid registration of the BOLD reference to the T1w: mutual information, then boundary."""
 
     input_spec = CoregisterInput
     output_spec = CoregisterOutput
 
     def _run_interface(self, runtime):
         registration.make_deterministic(self.inputs.seed)
-        reference = nib.load(self.inputs.reference)
-        rough = epi_mask(np.asarray(reference.dataobj, np.float32))
-        values = registration.correct_bias(reference, mask=rough)
-        reference = as_image(values, reference.affine)
-        mask = epi_mask(values)
-        t1w = nib.load(self.inputs.t1w)
-        inside = np.asarray(nib.load(self.inputs.mask).dataobj) > 0
-        matrix = registration.coregister(reference, mask, t1w, inside, seed=self.inputs.seed)
+        reference, mask, signal = _plain_reference(self.inputs.reference)
+        t1w, t1w_mask = nib.load(self.inputs.t1w), nib.load(self.inputs.mask)
+        inside = np.asarray(t1w_mask.dataobj) > 0
+        start = registration.coregister(reference, mask, t1w, inside, seed=self.inputs.seed)
+        edge = white_matter_boundary(nib.load(self.inputs.wm), nib.load(self.inputs.gm))
+        found = refine(reference, edge, start, mask=mask)
         path = Path(runtime.cwd) / "to_t1w.txt"
-        self._results["to_t1w"] = str(write_itk_affine(path, matrix))
-        self._results["reference"] = self._keep(
-            runtime, "reference.nii.gz", values, reference.affine
-        )
-        self._results["mask"] = self._keep(
-            runtime, "mask.nii.gz", mask.astype(np.uint8), reference.affine
-        )
+        self._results["to_t1w"] = str(write_itk_affine(path, found.matrix))
+        back = [AffineTransform(np.linalg.inv(found.matrix))]
+        soft = as_image(inside.astype(np.float32), t1w_mask.affine)
+        self._results["quality"] = {
+            "coregistration_accepted": "bbr" if found.accepted else "mi",
+            "coregistration_cost_before": found.cost_before,
+            "coregistration_cost_after": found.cost_after,
+            "coregistration_moved_mm": found.moved_mm,
+            "dice_t1w_mask": dice(registration.warp(soft, back, reference) > 0.5, mask),
+        }
+        for name, values in (
+            ("reference", np.asarray(reference.dataobj)),
+            ("mask", mask.astype(np.uint8)),
+            ("signal", signal.astype(np.uint8)),
+        ):
+            self._results[name] = self._keep(runtime, f"{name}.nii.gz", values, reference.affine)
         return runtime
+
+
+def _plain_reference(path: str) -> tuple[nib.Nifti1Image, np.ndarray, np.ndarray]:
+    """A reference without its bias field, its brain from itself alone, and its signal."""
+    image = nib.load(path)
+    rough = epi_mask(np.asarray(image.dataobj, np.float32))
+    values = registration.correct_bias(image, mask=rough)
+    mask = epi_mask(values)
+    return as_image(values, image.affine), mask, signal_mask(values, mask)
