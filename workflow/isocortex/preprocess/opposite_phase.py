@@ -126,17 +126,18 @@ def _fit_level(
         now = cost(residual, coefficients, weight)
         a, c = by_field, by_slope
 
-        def apply(step: np.ndarray, a=a, c=c, weight=weight) -> np.ndarray:
+        diagonal = spline.gather(share * a**2, squared=True)
+        diagonal += spline.gather(share * c**2, slope=2, squared=True)
+        ridge = 1e-4 * diagonal.max()
+
+        def apply(step: np.ndarray, a=a, c=c, weight=weight, ridge=ridge) -> np.ndarray:
             change = share * (a * spline.expand(step) + c * spline.expand(step, slope=2))
             found = spline.gather(a * change) + spline.gather(c * change, slope=2)
             return found + weight * spline.bend(step) + ridge * step
 
-        diagonal = spline.gather(share * a**2, squared=True)
-        diagonal += spline.gather(share * c**2, slope=2, squared=True)
-        ridge = 1e-4 * diagonal.max()
-        diagonal = diagonal + 3e-2 * diagonal.max()
         right = -spline.gather(share * a * residual) - spline.gather(share * c * residual, slope=2)
         right -= weight * spline.bend(coefficients)
+        diagonal = diagonal + 3e-2 * diagonal.max()
         step = solve(apply, right, diagonal, iterations=30, tolerance=3e-2)
         for _ in range(5):
             tried = coefficients + step
