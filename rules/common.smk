@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
 
-from isocortex.bids import stimuli_beside, stimulus_sidecar
+from isocortex.bids import SURFACES, stimuli_beside, stimulus_sidecar
 from isocortex.errors import InputError
 from isocortex.parallel import hand_on_scheduler
 from isocortex.provenance import code_version, fingerprint
@@ -224,8 +224,19 @@ def figures_of(part, subject="{subject}"):
 
 
 def each_space(name, subject="{subject}", run="{run}"):
-    """Return an output of preprocess_bold in every output space."""
-    return [func(f"space-{space}_{name}", subject, run) for space in SPACES]
+    """Return an output of preprocess_bold in every output space that is a volume."""
+    volumes = [space for space in SPACES if space not in SURFACES]
+    return [func(f"space-{space}_{name}", subject, run) for space in volumes]
+
+
+def each_hemisphere(name, subject="{subject}", run="{run}"):
+    """Return an output of preprocess_bold on both hemispheres of every surface asked for."""
+    surfaces = [space for space in SPACES if space in SURFACES]
+    return [
+        func(f"hemi-{side}_space-{space}_{name}", subject, run)
+        for space in surfaces
+        for side in "LR"
+    ]
 
 
 # Inputs that depend on the study's files.

@@ -56,7 +56,7 @@ rule preprocess_anat:
 
 
 rule preprocess_bold:
-    """Motion, slice timing, coregistration, one resampling and confounds of one run."""
+    """Motion, coregistration, one resampling into all spaces and confounds of one run."""
     input:
         bold=ancient(raw_bold),
         sidecars=raw_sidecars,
@@ -74,6 +74,8 @@ rule preprocess_bold:
         boldref=each_space("boldref.nii.gz"),
         sidecar=each_space("desc-preproc_bold.json"),
         mask_sidecar=each_space("desc-brain_mask.json"),
+        surface=each_hemisphere("desc-preproc_bold.func.gii"),
+        surface_sidecar=each_hemisphere("desc-preproc_bold.json"),
         confounds=func("desc-confounds_timeseries.tsv"),
         confounds_json=func("desc-confounds_timeseries.json"),
         motion=func("from-orig_to-boldref_mode-image_desc-hmc_xfm.tsv"),

@@ -33,6 +33,9 @@ STIMULUS_COLUMNS = ("stim_file", "stimulus", "image", "trial_type")
 TIME_COLUMNS = ("time", "volume", "onset", "")
 """Names of a first column that is no location of a time series."""
 
+SURFACES = ("fsaverage5",)
+"""Output spaces of preprocessing that are surfaces; the others are volumes."""
+
 _NIFTI = (".nii.gz", ".nii")
 SERIES_FILES = (*_NIFTI, ".npy", ".tsv", ".tsv.gz", ".csv", ".gii")
 _ITEM_BYTES = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8}

@@ -186,10 +186,16 @@ def load_study(config: Mapping[str, Any]) -> Study:
     if entry == "bids":
         subjects = bids.index_raw(given["bids"], **chosen)
         spaces = checked["preprocess"]["spaces"]
-        if checked["glm"]["space"] not in spaces:
+        volumes = [space for space in spaces if space not in bids.SURFACES]
+        if spaces[0] not in volumes:
             raise InputError(
-                f"config: glm.space is {checked['glm']['space']!r}, which preprocess.spaces "
-                f"({', '.join(spaces)}) does not make: add it there"
+                f"config: preprocess.spaces starts with {spaces[0]!r}, a surface: name a volume "
+                "first (T1w or MNI152NLin2009aSym)"
+            )
+        if checked["glm"]["space"] not in volumes:
+            raise InputError(
+                f"config: glm.space is {checked['glm']['space']!r}, which is no volume that "
+                f"preprocess.spaces ({', '.join(spaces)}) makes: add it there"
             )
     elif entry == "derivatives":
         if "bids" not in given:

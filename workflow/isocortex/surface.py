@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.sparse import coo_array, csr_array
@@ -147,3 +148,34 @@ def write_texture(path: str | Path, values: np.ndarray, *, side: str, name: str)
     )
     nib.save(image, path)
     return Path(path)
+
+
+def series_image(values: np.ndarray, *, side: str, repetition_time: float) -> Any:
+    """A GIFTI time series of one hemisphere, an array a volume.
+
+    Parameters
+    ----------
+    values
+        Shape (time, vertices of the hemisphere).
+    side
+        ``left`` or ``right``.
+    repetition_time
+        Seconds; the file has it in ms, as FreeSurfer's and fMRIPrep's have.
+    """
+    import nibabel as nib
+
+    meta = {"TimeStep": f"{1000 * repetition_time:f}"}
+    return nib.gifti.GiftiImage(
+        darrays=[
+            nib.gifti.GiftiDataArray(
+                np.asarray(volume, np.float32),
+                intent="NIFTI_INTENT_TIME_SERIES",
+                datatype="NIFTI_TYPE_FLOAT32",
+                meta=nib.gifti.GiftiMetaData(meta),
+            )
+            for volume in values
+        ],
+        meta=nib.gifti.GiftiMetaData(
+            {**meta, "AnatomicalStructurePrimary": f"Cortex{side.capitalize()}"}
+        ),
+    )

@@ -15,9 +15,21 @@ from isocortex.preprocess.images import open_image, read_timing
 from isocortex.preprocess.noise_components import HALF
 from isocortex.preprocess.outputs import put_all, sources_of, spatial_reference
 from isocortex.preprocess.registration import make_deterministic
+from isocortex.preprocess.surfaces import DEPTHS
 from isocortex.preprocess.workflows import init_bold_wf, run_workflow
 
 logger = logging.getLogger(__name__)
+
+
+_SURFACE = {
+    "SpatialReference": "fsaverage",
+    "Density": "10,242 vertices per hemisphere (5th order icosahedron, fsaverage5)",
+    "SamplingMethod": (
+        f"Mean over {DEPTHS} depths from white to pial surface of the template, each read from "
+        "the raw run in one interpolation; NaN where the surface has no cortex (medial wall) "
+        "and where a volume does not reach"
+    ),
+}
 
 
 def preprocess_bold(
@@ -50,10 +62,12 @@ def preprocess_bold(
         Labels, for messages and the manifest.
     outputs
         Name to file: bold, mask, boldref, sidecar, mask_sidecar (a list each, in the order of
-        ``options["spaces"]``), confounds, confounds_json, motion, to_t1w, figures (a folder),
+        volumes of ``options["spaces"]``), surface, surface_sidecar (left and right hemisphere of
+        each surface there), confounds, confounds_json, motion, to_t1w, figures (a folder),
         manifest.
     options
-        The config's ``preprocess`` section: spaces, resolution, slice_timing, dummy_scans,
+        The config's ``preprocess`` section: spaces, resolution, slice_timing, slice_timing_order,
+        interpolation, dummy_scans,
         fd_threshold, dvars_threshold, high_pass, compcor_components.
     seed
         Of ANTs' sampling.
@@ -84,6 +98,8 @@ def preprocess_bold(
         "spaces",
         "resolution",
         "slice_timing",
+        "slice_timing_order",
+        "interpolation",
         "dummy_scans",
         "fd_threshold",
         "dvars_threshold",
@@ -118,7 +134,8 @@ def preprocess_bold(
             timing=timing,
             spaces=spaces,
             resolution=float(options["resolution"]),
-            correct_slices=corrected,
+            slice_timing=str(options["slice_timing_order"]) if corrected else None,
+            interpolation=str(options["interpolation"]),
             dummy_scans=n_dummy,
             fd_threshold=float(options["fd_threshold"]),
             dvars_threshold=float(options["dvars_threshold"]),
@@ -143,32 +160,39 @@ def preprocess_bold(
             )
         )
         qc = made.pop("qc")
+        volumes = [space for space in spaces if space not in bids.SURFACES]
+        content = {
+            "RepetitionTime": timing.repetition_time,
+            "StartTime": round(timing.reference_time if corrected else 0.0, 6),
+            "SliceTimingCorrected": corrected,
+            "SkullStripped": False,
+            "Sources": sources_of([bold]),
+            "NumberOfVolumesNonSteadyState": qc["n_non_steady_state"],
+        }
+        resolution = {"Resolution": f"{float(options['resolution']):g} mm isotropic"}
+        for name in ("sidecar", "mask_sidecar", "surface_sidecar"):
+            made[name] = []
+        for space in volumes:
+            grid = {**resolution, "SpatialReference": spatial_reference(space, subject)}
+            made["sidecar"].append(_write(folder, f"{space}.json", {**content, **grid}))
+            mask = {"Type": "Brain", "Sources": content["Sources"], **grid}
+            made["mask_sidecar"].append(_write(folder, f"{space}_mask.json", mask))
+        for surface in made["surface"]:
+            name = f"{Path(surface).name}.json"
+            made["surface_sidecar"].append(_write(folder, name, {**content, **_SURFACE}))
         wanted: dict[str, Path] = {}
         for name, value in outputs.items():
-            if name in ("bold", "mask", "boldref", "sidecar", "mask_sidecar"):
+            if isinstance(made.get(name), list):
                 files = [value] if isinstance(value, str | Path) else list(value)
-                wanted |= {f"{name}_{s}": Path(p) for s, p in zip(spaces, files, strict=True)}
+                found = made.pop(name)
+                names = [f"{name}_{number}" for number in range(len(files))]
+                made |= dict(zip(names, found, strict=True))
+                wanted |= dict(zip(names, map(Path, files), strict=True))
             else:
                 wanted[name] = Path(value)
-        start_time = timing.reference_time if corrected else 0.0
-        for space in spaces:
-            path = Path(folder) / f"sidecar_{space}.json"
-            content = {
-                "RepetitionTime": timing.repetition_time,
-                "StartTime": round(start_time, 6),
-                "SliceTimingCorrected": corrected,
-                "SkullStripped": False,
-                "Resolution": f"{float(options['resolution']):g} mm isotropic",
-                "Sources": sources_of([bold]),
-                "NumberOfVolumesNonSteadyState": qc["n_non_steady_state"],
-            }
-            content["SpatialReference"] = spatial_reference(space, subject)
-            provenance.write_json(path, content)
-            made[f"sidecar_{space}"] = path
-            same = {key: content[key] for key in ("Resolution", "Sources", "SpatialReference")}
-            path = Path(folder) / f"mask_sidecar_{space}.json"
-            provenance.write_json(path, {"Type": "Brain", **same})
-            made[f"mask_sidecar_{space}"] = path
+        for name in ("surface", "surface_sidecar"):
+            if made.get(name) == []:
+                del made[name]
         put_all(
             made,
             wanted,
@@ -178,3 +202,9 @@ def preprocess_bold(
             run=run,
             qc=qc,
         )
+
+
+def _write(folder: str, name: str, content: Mapping[str, object]) -> Path:
+    path = Path(folder) / name
+    provenance.write_json(path, content)
+    return path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -231,6 +231,49 @@ def save_image(
     """Write a NIfTI file; the same values give the same bytes. Returns the path as text."""
     nib.save(as_image(values, affine, repetition_time=repetition_time), path)
     return str(path)
+
+
+class SeriesWriter:
+    """Writes a 4D float32 NIfTI a volume at a time: the run never lies in memory.
+
+    Parameters
+    ----------
+    path
+        ``.nii`` or ``.nii.gz``.
+    shape
+        (x, y, z, time).
+    affine
+        4 x 4.
+    repetition_time
+        Seconds.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        shape: Sequence[int],
+        affine: np.ndarray,
+        *,
+        repetition_time: float,
+    ) -> None:
+        self.path = Path(path)
+        self._shape = tuple(int(n) for n in shape[:3])
+        empty = np.broadcast_to(np.float32(0), shape)
+        header = as_image(empty, affine, repetition_time=repetition_time).header
+        header["vox_offset"] = 352
+        header.set_slope_inter(1, 0)
+        self._file = nib.openers.Opener(self.path, "wb")
+        header.write_to(self._file)
+
+    def put(self, volume: np.ndarray) -> None:
+        """Append one volume (x, y, z)."""
+        if volume.shape != self._shape:
+            raise ValueError(f"a volume of shape {volume.shape} in a run of {self._shape}")
+        self._file.write(np.asarray(volume, "<f4").tobytes("F"))
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._file.close()
 
 
 def _header_repetition_time(image: nib.Nifti1Image) -> float | None:

@@ -109,7 +109,8 @@ def init_bold_wf(
     timing: Timing,
     spaces: list[str],
     resolution: float,
-    correct_slices: bool,
+    slice_timing: str | None,
+    interpolation: str,
     dummy_scans: int | None,
     fd_threshold: float,
     dvars_threshold: float,
@@ -120,18 +121,21 @@ def init_bold_wf(
     threads: int = 1,
     name: str = "bold_wf",
 ) -> Workflow:
-    """BOLD: motion, slice timing, coregistration, one resampling a space, confounds.
+    """BOLD: motion, coregistration, one resampling into all spaces, confounds.
 
     Parameters
     ----------
     timing
         Repetition time and slice times.
     spaces
-        Output spaces: "T1w", or the template's name.
+        Output spaces: "T1w", the template's name, or its surface's.
     resolution
         Voxel size of the outputs, mm.
-    correct_slices
-        Whether to correct slice timing.
+    slice_timing
+        Order of slice timing and motion, ``slices_first`` or ``motion_first``; None: slices are
+        not corrected.
+    interpolation
+        Spline in space: linear, cubic or quintic.
     dummy_scans
         Volumes before the steady state; None: detected.
     fd_threshold, dvars_threshold
@@ -153,7 +157,8 @@ def init_bold_wf(
     -------
     nipype.pipeline.engine.Workflow
         Inputs of ``inputnode``: bold, t1w, mask, dseg, gm, wm, csf, to_template. Outputs of
-        ``outputnode``: bold_<space>, mask_<space>, boldref_<space>, confounds, confounds_json,
+        ``outputnode``: bold, mask, boldref (a list each, of the spaces that are volumes),
+        surface (a list: left and right hemisphere of each surface), confounds, confounds_json,
         motion, to_t1w, figures, qc, n_dummy.
     """
     workflow = Workflow(name=name)
@@ -161,7 +166,7 @@ def init_bold_wf(
         IdentityInterface(fields=["bold", "t1w", "mask", "dseg", "gm", "wm", "csf", "to_template"]),
         name="inputnode",
     )
-    per_space = [f"{what}_{space}" for space in spaces for what in ("bold", "mask", "boldref")]
+    per_space = ("bold", "mask", "boldref", "surface")
     outputs = Node(
         IdentityInterface(
             fields=[
@@ -192,54 +197,35 @@ def init_bold_wf(
         ]
     )
     needs_dummy: list[Node] = [motion]
-    series: tuple[Node, str] = (read, "out_file")
-    if correct_slices and timing.slice_times is not None:
-        slices = Node(
-            own.CorrectSliceTiming(
-                slice_times=list(timing.slice_times),
-                slice_axis=timing.slice_axis,
-                repetition_time=repetition_time,
-                reference_time=timing.reference_time,
-            ),
-            name="correct_slice_timing",
-            mem_gb=base + 3 * series_gb,
+    resample = Node(
+        own.ResampleSeries(
+            spaces=spaces,
+            resolution=resolution,
+            repetition_time=repetition_time,
+            interpolation=interpolation,
+            threads=threads,
+        ),
+        name="resample",
+        mem_gb=base + series_gb,
+        n_procs=threads,
+    )
+    if slice_timing is not None and timing.slice_times is not None:
+        resample.inputs.trait_set(
+            slice_times=list(timing.slice_times),
+            slice_axis=timing.slice_axis,
+            reference_time=timing.reference_time,
+            slice_order=slice_timing,
         )
-        workflow.connect(read, "out_file", slices, "in_file")
-        needs_dummy.append(slices)
-        series = (slices, "out_file")
-    resample = {}
-    for space in ["boldref", *spaces]:
-        node = Node(
-            own.ResampleSpace(
-                space=space,
-                resolution=resolution,
-                repetition_time=repetition_time,
-                threads=threads,
-            ),
-            name=f"resample_{space}",
-            mem_gb=base + 4 * series_gb,
-            n_procs=threads,
-        )
-        resample[space] = node
-        workflow.connect(
-            [
-                (series[0], node, [(series[1], "in_file")]),
-                (motion, node, [("matrices", "matrices")]),
-                (coregister, node, [("to_t1w", "to_t1w"), ("reference", "reference")]),
-                (inputs, node, [("mask", "t1w_mask"), ("to_template", "to_template")]),
-            ]
-        )
-        if space != "boldref":
-            workflow.connect(
-                [
-                    (
-                        node,
-                        outputs,
-                        [(what, f"{what}_{space}") for what in ("bold", "mask", "boldref")],
-                    )
-                ]
-            )
-    native = resample["boldref"]
+        needs_dummy.append(resample)
+    workflow.connect(
+        [
+            (read, resample, [("out_file", "in_file")]),
+            (motion, resample, [("matrices", "matrices")]),
+            (coregister, resample, [("to_t1w", "to_t1w"), ("reference", "reference")]),
+            (inputs, resample, [("mask", "t1w_mask"), ("to_template", "to_template")]),
+            (resample, outputs, [(what, what) for what in per_space]),
+        ]
+    )
     masks = Node(own.NoiseMasks(), name="noise_masks", mem_gb=1.0)
     displacement = Node(FramewiseDisplacement(parameter_source="FSL"), name="framewise")
     dvars = Node(
@@ -272,24 +258,24 @@ def init_bold_wf(
     workflow.connect(
         [
             (inputs, masks, [("gm", "gm"), ("wm", "wm"), ("csf", "csf")]),
-            (native, masks, [("mask", "mask")]),
+            (resample, masks, [("native_mask", "mask")]),
             (coregister, masks, [("to_t1w", "to_t1w")]),
             (motion, displacement, [("parameters", "in_file")]),
-            (native, dvars, [("bold", "in_file"), ("mask", "in_mask")]),
-            (native, compcor, [("bold", "bold"), ("mask", "mask")]),
+            (resample, dvars, [("native_bold", "in_file"), ("native_mask", "in_mask")]),
+            (resample, compcor, [("native_bold", "bold"), ("native_mask", "mask")]),
             (
                 masks,
                 compcor,
                 [("csf", "csf"), ("wm", "wm"), ("combined", "combined"), ("crown", "crown")],
             ),
-            (native, tsnr, [("bold", "in_file")]),
+            (resample, tsnr, [("native_bold", "in_file")]),
             (motion, confounds, [("parameters", "parameters")]),
             (displacement, confounds, [("out_file", "framewise_displacement")]),
             (dvars, confounds, [("out_nstd", "dvars"), ("out_std", "std_dvars")]),
             (compcor, confounds, [("out_file", "components")]),
             (coregister, pictures, [("reference", "reference"), ("mask", "epi_mask")]),
             (coregister, pictures, [("to_t1w", "to_t1w")]),
-            (native, pictures, [("bold", "bold"), ("mask", "mask")]),
+            (resample, pictures, [("native_bold", "bold"), ("native_mask", "mask")]),
             (masks, pictures, [("tissues", "tissues")]),
             (tsnr, pictures, [("tsnr_file", "tsnr")]),
             (inputs, pictures, [("t1w", "t1w"), ("dseg", "dseg")]),

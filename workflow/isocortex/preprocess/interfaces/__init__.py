@@ -16,7 +16,7 @@ from isocortex.preprocess.interfaces.confounds import (
 from isocortex.preprocess.interfaces.figures import AnatomyFigures, BoldFigures
 from isocortex.preprocess.interfaces.motion import EstimateMotion, ReadSeries
 from isocortex.preprocess.interfaces.registration import Coregister
-from isocortex.preprocess.interfaces.resampling import CorrectSliceTiming, ResampleSpace
+from isocortex.preprocess.interfaces.resampling import ResampleSeries
 
 __all__ = [
     "AnatomyFigures",
@@ -25,14 +25,13 @@ __all__ = [
     "BoldFigures",
     "BrainExtraction",
     "Coregister",
-    "CorrectSliceTiming",
     "Dvars",
     "EstimateMotion",
     "NoiseComponents",
     "NoiseMasks",
     "Normalise",
     "ReadSeries",
-    "ResampleSpace",
+    "ResampleSeries",
     "TemplateAnatomy",
     "TissueClasses",
 ]

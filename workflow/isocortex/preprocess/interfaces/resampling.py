@@ -1,6 +1,10 @@
-"""Interfaces of slice timing and of the one resampling."""
+"""The interface of the one resampling: a raw run into every output space."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -8,15 +12,24 @@ from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     File,
     TraitedSpec,
+    isdefined,
     traits,
 )
 from scipy import ndimage
 
 from isocortex.errors import InputError
 from isocortex.preprocess import registration
+from isocortex.preprocess.distortion import Distortion
+from isocortex.preprocess.images import SeriesWriter
 from isocortex.preprocess.interfaces.base import Interface
-from isocortex.preprocess.resampling import grid_around, resample_series, resample_volume
-from isocortex.preprocess.slice_timing import correct_slice_timing
+from isocortex.preprocess.resampling import (
+    SPLINE_ORDERS,
+    grid_around,
+    resample_volume,
+    sample_series,
+)
+from isocortex.preprocess.slice_timing import ORDERS, SliceTiming
+from isocortex.preprocess.surfaces import SurfaceSeries
 from isocortex.preprocess.transforms import (
     AffineTransform,
     apply_chain,
@@ -25,130 +38,192 @@ from isocortex.preprocess.transforms import (
     read_motion,
     read_transforms,
 )
+from isocortex.surface import MESH
 
 # mm around the brain that are resampled: for the outputs, and for the confounds
 _MARGIN, _NATIVE_MARGIN = 12.0, 4.0
+_NATIVE = "boldref"
 
 
-class CorrectSliceTimingInput(BaseInterfaceInputSpec):
+class ResampleSeriesInput(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="raw run")
-    n_dummy = traits.Int(0, usedefault=True, desc="volumes before the steady state")
-    slice_times = traits.List(traits.Float, mandatory=True, desc="seconds, one a slice")
-    slice_axis = traits.Range(0, 2, mandatory=True, desc="array axis of the slices")
-    repetition_time = traits.Float(mandatory=True, desc="seconds")
-    reference_time = traits.Float(mandatory=True, desc="seconds after the volume's start")
-
-
-class CorrectSliceTimingOutput(TraitedSpec):
-    out_file = File(exists=True, desc="corrected run")
-
-
-class CorrectSliceTiming(Interface):
-    """Every slice at the same moment of the volume, by cubic splines."""
-
-    input_spec = CorrectSliceTimingInput
-    output_spec = CorrectSliceTimingOutput
-
-    def _run_interface(self, runtime):
-        image = nib.load(self.inputs.in_file)
-        corrected = correct_slice_timing(
-            np.asarray(image.dataobj),
-            slice_times=self.inputs.slice_times,
-            repetition_time=self.inputs.repetition_time,
-            reference_time=self.inputs.reference_time,
-            slice_axis=self.inputs.slice_axis,
-            n_dummy=self.inputs.n_dummy,
-        )
-        self._results["out_file"] = self._keep(
-            runtime,
-            "corrected.nii",
-            corrected,
-            image.affine,
-            repetition_time=self.inputs.repetition_time,
-        )
-        return runtime
-
-
-class ResampleSpaceInput(BaseInterfaceInputSpec):
-    in_file = File(exists=True, mandatory=True, desc="(slice-timing corrected) run")
     reference = File(exists=True, mandatory=True, desc="BOLD reference, bias-corrected")
     matrices = File(exists=True, mandatory=True, desc="head motion")
+    signal = File(exists=True, desc="where the reference has signal; everywhere by default")
     to_t1w = File(exists=True, mandatory=True, desc="reference to T1w, ITK text")
     t1w_mask = File(exists=True, mandatory=True, desc="brain mask of the T1w")
-    to_template = File(exists=True, desc="T1w to template, composite; for the template space")
-    space = traits.Str(mandatory=True, desc="boldref, T1w or the template's name")
-    resolution = traits.Float(mandatory=True, desc="voxel size of the output, mm")
+    to_template = File(exists=True, desc="T1w to template, composite; for the template's spaces")
+    distortion = File(exists=True, desc="susceptibility distortion; none by default")
+    spaces = traits.List(traits.Str, desc="T1w, the template's name or its surface's")
+    resolution = traits.Float(mandatory=True, desc="voxel size of the outputs, mm")
     repetition_time = traits.Float(mandatory=True, desc="seconds")
+    interpolation = traits.Enum(
+        "cubic", *SPLINE_ORDERS, usedefault=True, desc="spline in space; in time it is cubic"
+    )
+    slice_times = traits.List(traits.Float, desc="seconds, one a slice; not corrected without")
+    slice_axis = traits.Range(0, 2, 2, usedefault=True, desc="array axis of the slices")
+    slice_order = traits.Enum(*ORDERS, usedefault=True, desc="slices before motion, or after")
+    reference_time = traits.Float(0.0, usedefault=True, desc="seconds after the volume's start")
+    n_dummy = traits.Int(0, usedefault=True, desc="volumes before the steady state")
     threads = traits.Int(1, usedefault=True)
 
 
-class ResampleSpaceOutput(TraitedSpec):
-    bold = File(exists=True, desc="resampled run")
-    mask = File(exists=True, desc="brain mask")
-    boldref = File(exists=True, desc="reference")
+class ResampleSeriesOutput(TraitedSpec):
+    native_bold = File(exists=True, desc="run on the reference's grid, for the confounds")
+    native_mask = File(exists=True, desc="brain mask there")
+    bold = traits.List(File(exists=True), desc="run in each space that is a volume")
+    mask = traits.List(File(exists=True), desc="brain mask in each")
+    boldref = traits.List(File(exists=True), desc="reference in each")
+    surface = traits.List(File(exists=True), desc="left and right hemisphere of each surface")
 
 
-class ResampleSpace(Interface):
-    """One single resampling of the run into one output space."""
+@dataclass
+class _Volume:
+    """An output space that is a grid."""
 
-    input_spec = ResampleSpaceInput
-    output_spec = ResampleSpaceOutput
+    space: str
+    shape: tuple[int, ...]
+    affine: np.ndarray
+    points: np.ndarray  # reference mm of every voxel
+    brain: np.ndarray  # boolean, the T1w's brain
+    filled: np.ndarray  # numbers of the voxels near the brain
+    covered: np.ndarray  # boolean, flat: every volume reaches the voxel
+
+    def full(self, values: np.ndarray) -> np.ndarray:
+        """A volume of the values of the filled voxels; what is not reached is 0."""
+        reached = np.isfinite(values)
+        self.covered[self.filled[~reached]] = False
+        volume = np.zeros(len(self.points), np.float32)
+        volume[self.filled] = np.where(reached, values, 0)
+        return volume.reshape(self.shape)
+
+
+class ResampleSeries(Interface):
+    """One interpolation of the raw run into all output spaces, motion and slice timing in it."""
+
+    input_spec = ResampleSeriesInput
+    output_spec = ResampleSeriesOutput
 
     def _run_interface(self, runtime):
-        image = nib.load(self.inputs.in_file)
+        given = self.inputs
+        image = nib.load(given.in_file)
+        surfaces = [space for space in given.spaces if space == MESH]
+        volumes = [
+            self._volume(space, image)
+            for space in [_NATIVE, *(space for space in given.spaces if space not in surfaces)]
+        ]
+        meshes = [SurfaceSeries(image.shape[3]) for _ in surfaces]
+        points = [volume.points[volume.filled] for volume in volumes]
+        points += [self._from_template(mesh.points) for mesh in meshes]
+        folder = Path(runtime.cwd)
+        writers = []
+        try:
+            for volume in volumes:
+                # the native run is read again at once, and never kept
+                name = f"{volume.space}_bold.nii" + ("" if volume.space == _NATIVE else ".gz")
+                shape = (*volume.shape, image.shape[3])
+                options = {"repetition_time": given.repetition_time}
+                writers.append(SeriesWriter(folder / name, shape, volume.affine, **options))
+            for t, sampled in enumerate(self._sample(image, points)):
+                for volume, writer, values in zip(volumes, writers, sampled, strict=False):
+                    writer.put(volume.full(values))
+                for mesh, values in zip(meshes, sampled[len(volumes) :], strict=True):
+                    mesh.put(t, values)
+        finally:
+            for writer in writers:
+                writer.close()
+        references = [self._reference(volume) for volume in volumes]
+        masks = [self._mask(volume) for volume in volumes]
+        self._results["bold"] = [str(writer.path) for writer in writers]
+        for what, images in (("mask", masks), ("boldref", references)):
+            self._results[what] = [
+                self._keep(runtime, f"{volume.space}_{what}.nii.gz", values, volume.affine)
+                for volume, values in zip(volumes, images, strict=True)
+            ]
+        for what in ("bold", "mask"):
+            self._results[f"native_{what}"] = self._results[what][0]
+        for what in ("bold", "mask", "boldref"):
+            self._results[what] = self._results[what][1:]
+        self._results["surface"] = [
+            file
+            for space, mesh in zip(surfaces, meshes, strict=True)
+            for file in mesh.save(folder, space, repetition_time=given.repetition_time)
+        ]
+        return runtime
+
+    def _sample(self, image: nib.Nifti1Image, points: list[np.ndarray]) -> Iterator:
+        given = self.inputs
+        timing = None
+        if isdefined(given.slice_times):
+            timing = SliceTiming(
+                tuple(given.slice_times),
+                given.slice_axis,
+                given.repetition_time,
+                given.reference_time,
+                n_dummy=given.n_dummy,
+                order=given.slice_order,
+            )
+        return sample_series(
+            np.asanyarray(image.dataobj),
+            image.affine,
+            read_motion(given.matrices),
+            points,
+            slice_timing=timing,
+            distortion=Distortion.load(given.distortion) if isdefined(given.distortion) else None,
+            order=SPLINE_ORDERS[given.interpolation],
+            threads=given.threads,
+        )
+
+    def _from_template(self, points: np.ndarray) -> np.ndarray:
+        """Reference mm of points of the template."""
+        in_t1w = apply_chain(read_transforms(self.inputs.to_template), points)
+        return read_itk_affine(self.inputs.to_t1w).apply(in_t1w)
+
+    def _volume(self, space: str, image: nib.Nifti1Image) -> _Volume:
+        """The grid of an output space, and where its voxels lie in the reference."""
         t1w_mask = nib.load(self.inputs.t1w_mask)
-        to_t1w = read_itk_affine(self.inputs.to_t1w)
         inside_t1w = np.asarray(t1w_mask.dataobj, np.float32)
-        space = self.inputs.space
-        if space == "boldref":
+        to_t1w = read_itk_affine(self.inputs.to_t1w)
+        to_reference = AffineTransform(np.linalg.inv(to_t1w.matrix))
+        if space == _NATIVE:
             shape, affine = image.shape[:3], image.affine
             points = grid_points(shape, affine)
-            in_t1w = AffineTransform(np.linalg.inv(to_t1w.matrix)).apply(points)
+        elif space == "T1w":
+            resolution = self.inputs.resolution
+            shape, affine = grid_around(inside_t1w > 0, t1w_mask.affine, resolution=resolution)
+            points = to_t1w.apply(grid_points(shape, affine))
         else:
-            if space == "T1w":
-                shape, affine = grid_around(
-                    inside_t1w > 0, t1w_mask.affine, resolution=self.inputs.resolution
-                )
-                in_t1w = grid_points(shape, affine)
-            else:
-                template = registration.load_template(self.inputs.resolution)
-                shape, affine = template.shape, template.affine
-                chain = read_transforms(self.inputs.to_template)
-                in_t1w = apply_chain(chain, grid_points(shape, affine))
-            points = to_t1w.apply(in_t1w)
+            template = registration.load_template(self.inputs.resolution)
+            shape, affine = template.shape, template.affine
+            points = self._from_template(grid_points(shape, affine))
+        in_t1w = to_reference.apply(points)
         brain = resample_volume(inside_t1w, t1w_mask.affine, in_t1w, shape, order=1) > 0.5
         # beyond the scalp there is nothing to resample
-        depth = _NATIVE_MARGIN if space == "boldref" else _MARGIN
+        depth = _NATIVE_MARGIN if space == _NATIVE else _MARGIN
         size = np.linalg.norm(affine[:3, :3], axis=0)
         near = ndimage.distance_transform_edt(~brain, sampling=size) <= depth
-        if not brain.any():
-            near = brain
-        values, covered = resample_series(
-            np.asarray(image.dataobj),
-            image.affine,
-            read_motion(self.inputs.matrices),
-            points,
-            shape,
-            near=near,
-            threads=self.inputs.threads,
-        )
+        filled = np.flatnonzero(near if brain.any() else brain)
+        return _Volume(space, shape, affine, points, brain, filled, np.ones(len(points), bool))
+
+    def _reference(self, volume: _Volume) -> np.ndarray:
         reference = nib.load(self.inputs.reference)
-        boldref = resample_volume(
-            np.asarray(reference.dataobj, np.float32), reference.affine, points, shape, order=3
-        )
-        boldref = np.maximum(boldref, 0)
-        mask = brain & covered
-        if mask.any():
-            # no signal at all (dropout): nothing to analyse
-            mask &= boldref > 0.05 * np.median(boldref[mask])
+        values = np.asarray(reference.dataobj, np.float32)
+        found = resample_volume(values, reference.affine, volume.points, volume.shape, order=3)
+        return np.maximum(found, 0)
+
+    def _mask(self, volume: _Volume) -> np.ndarray:
+        """Brain that every volume reaches and where there is signal, uint8."""
+        mask = volume.brain & volume.covered.reshape(volume.shape)
+        if isdefined(self.inputs.signal):
+            # dropout: nothing to analyse; found once, so that all spaces have the same brain
+            signal = nib.load(self.inputs.signal)
+            values = np.asarray(signal.dataobj, np.float32)
+            mask &= (
+                resample_volume(values, signal.affine, volume.points, volume.shape, order=1) > 0.5
+            )
         if mask.sum() < 20:
             raise InputError(
-                f"the run and the T1w brain do not overlap in space {space}: "
+                f"the run and the T1w brain do not overlap in space {volume.space}: "
                 "check the affines of both images"
             )
-        options = {"repetition_time": self.inputs.repetition_time}
-        name = "bold.nii" if space == "boldref" else "bold.nii.gz"
-        self._results["bold"] = self._keep(runtime, name, values, affine, **options)
-        self._results["mask"] = self._keep(runtime, "mask.nii.gz", mask.astype(np.uint8), affine)
-        self._results["boldref"] = self._keep(runtime, "boldref.nii.gz", boldref, affine)
-        return runtime
+        return mask.astype(np.uint8)
