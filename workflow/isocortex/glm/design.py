@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import scipy.linalg
 from nilearn.glm.first_level import make_first_level_design_matrix
+from nilearn.signal import create_cosine_drift
 
 from isocortex.bids import STIMULUS_COLUMNS
 from isocortex.errors import InputError
@@ -272,7 +273,8 @@ def make_design(
     drift_order
         Order of the polynomial drift.
     confounds
-        Further regressors, ``n_volumes`` rows.
+        Further regressors, ``n_volumes`` rows. Cosines (``cosine*``) that the cosine drift has,
+        too, are taken once.
 
     Returns
     -------
@@ -303,6 +305,8 @@ def make_design(
             f"first at {early['onset'].min():.1f} s: onsets count from the start of the run"
         )
     drift_model = None if drift == "none" else drift
+    if drift == "cosine" and confounds is not None:
+        confounds = _beyond_drift(confounds, frame_times, high_pass=high_pass)
     with warnings.catch_warnings():
         # nilearn regularises singular matrices with a warning; here they are an error, below.
         warnings.simplefilter("ignore")
@@ -321,7 +325,7 @@ def make_design(
         )
     names = tuple(str(name) for name in frame.columns)
     labels = [f"trial_{number:05d}" for number in range(1, len(trials) + 1)]
-    own = {name for label in labels for name in _response_names(label)}
+    own = {name for label in labels for name in response_names(label)}
     drifts = {f"drift_{k}" for k in range(1, n_volumes + 1)} | {"constant"}
     design = Design(
         matrix=frame.to_numpy(float),
@@ -336,7 +340,23 @@ def make_design(
     return design
 
 
-def _response_names(label: str) -> tuple[str, str, str]:
+def _beyond_drift(
+    confounds: pd.DataFrame, frame_times: np.ndarray, *, high_pass: float
+) -> pd.DataFrame:
+    """Return confounds without those of their cosines that the drift has, too."""
+    basis = np.linalg.qr(create_cosine_drift(high_pass, frame_times))[0]
+    twice = []
+    for name in (name for name in confounds if str(name).startswith("cosine")):
+        column = confounds[name].to_numpy(float)
+        rest = column - basis @ (basis.T @ column)
+        # tables give some digits only
+        if np.linalg.norm(rest) < 1e-4 * np.linalg.norm(column):
+            twice.append(name)
+    return confounds.drop(columns=twice)
+
+
+def response_names(label: str) -> tuple[str, str, str]:
+    """Return the names of a regressor and of its derivatives, where the design has them."""
     return label, f"{label}_derivative", f"{label}_dispersion"
 
 

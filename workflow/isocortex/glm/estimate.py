@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import dask
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from isocortex import parallel
+from isocortex.glm.autocorrelation import PerCoefficient, colour, estimate_ar1, whiten
 from isocortex.glm.design import Design, balanced
 from isocortex.glm.estimators import Estimates, fixed_effects_z
+from isocortex.glm.lss import SeparateModels
 from isocortex.glm.prepare import PreparedRun
 from isocortex.glm.scratch import BLOCK_VOXELS, RunBlocks
 from isocortex.glm.series import Series
@@ -46,18 +49,54 @@ def orthonormal(matrix: np.ndarray, columns: np.ndarray) -> np.ndarray:
     return np.linalg.qr(matrix[:, columns])[0]
 
 
+@dataclass(frozen=True)
+class Decomposition:
+    """A design, decomposed: what takes series to responses, and bases of what models span."""
+
+    to_beta: np.ndarray
+    left: np.ndarray
+    nuisance: np.ndarray
+    values: np.ndarray
+
+    @property
+    def mean_response(self) -> np.ndarray:
+        """What takes a series to the mean response to all trials; shape (n_volumes,)."""
+        return self.to_beta.mean(axis=0)
+
+
+def decompose(design: Design, rho: float = 0.0) -> Decomposition:
+    """Decompose a design, whitened by an autoregressive coefficient."""
+    matrix, norms = balanced(design)
+    if rho:
+        matrix = whiten(matrix, rho)
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    pseudo_inverse = ((right.T / values) @ left.T) / norms[:, None]
+    return Decomposition(
+        to_beta=pseudo_inverse[design.trial_columns],
+        left=left,
+        nuisance=orthonormal(matrix, design.nuisance_columns),
+        values=values,
+    )
+
+
 class RunModel:
-    """A run's design, decomposed once; fits blocks of voxels by ordinary least squares.
+    """A run's design, decomposed once, which fits blocks of voxels.
 
     Parameters
     ----------
     design
         The run's design.
+    estimator
+        ``lsa`` or ``lss``, see `isocortex.glm.fit.fit_glm`.
+    noise_model
+        ``ols`` or ``ar1``.
+    lss_others
+        See `isocortex.glm.lss.SeparateModels`.
 
     Attributes
     ----------
     beta_se : numpy.ndarray, shape (n_trials,)
-        Standard error of each trial's beta in units of the residual SD.
+        Standard error of each trial's beta in units of the residual SD, of white noise.
     degrees_of_freedom
         Volumes less regressors.
     condition_number
@@ -65,63 +104,113 @@ class RunModel:
 
     Notes
     -----
-    One decomposition a run, then two matrix products a block, in double precision.
+    One decomposition a run (with ``ar1`` one for each coefficient, in hundredths), then two matrix
+    products a block, in double precision. With ``ar1`` squares are those of the whitened series;
+    residuals are data less fit, not whitened. With ``lss`` betas alone are of separate models.
     """
 
-    def __init__(self, design: Design) -> None:
-        matrix, norms = balanced(design)
-        left, values, right = np.linalg.svd(matrix, full_matrices=False)
-        pseudo_inverse = ((right.T / values) @ left.T) / norms[:, None]
-        self._left = left
-        self._nuisance = orthonormal(matrix, design.nuisance_columns)
+    def __init__(
+        self,
+        design: Design,
+        *,
+        estimator: str = "lsa",
+        noise_model: str = "ols",
+        lss_others: str = "together",
+    ) -> None:
+        if estimator not in ("lsa", "lss") or noise_model not in ("ols", "ar1"):
+            raise ValueError(
+                f"estimator is {estimator!r}, noise_model {noise_model!r}: pass lsa or lss, ols or "
+                "ar1"
+            )
+        matrix, _ = balanced(design)
         self._drift = orthonormal(matrix, design.drift_columns)
-        self._to_beta = pseudo_inverse[design.trial_columns]
-        self._mean_response = self._to_beta.mean(axis=0)
+        self._plain = decompose(design)
+        self._separate = SeparateModels(design, others=lss_others) if estimator == "lss" else None
+        self._autoregressive = noise_model == "ar1"
+        self._at = PerCoefficient(partial(decompose, design), n_bytes=3 * matrix.nbytes)
+        to_beta = self._plain.to_beta if self._separate is None else self._separate.weights()
         self.degrees_of_freedom = matrix.shape[0] - matrix.shape[1]
-        self.beta_se = np.sqrt(np.einsum("tv,tv->t", self._to_beta, self._to_beta))
-        self.condition_number = float(values[0] / values[-1])
+        self.beta_se = np.sqrt(np.einsum("tv,tv->t", to_beta, to_beta))
+        self.condition_number = float(self._plain.values[0] / self._plain.values[-1])
 
     def fit(self, scaled: np.ndarray) -> BlockFit:
-        """Fit a block of voxels; ``scaled`` is percent signal change (n_volumes, n_voxels)."""
-        left_over = scaled - self._left @ (self._left.T @ scaled)
-        without = scaled - self._nuisance @ (self._nuisance.T @ scaled)
+        """Fit a block of voxels.
+
+        Parameters
+        ----------
+        scaled : numpy.ndarray, shape (n_volumes, n_voxels)
+            Percent signal change; a voxel with NaN gets NaN.
+        """
+        fitted = self._fit_ar1(scaled) if self._autoregressive else self._fit_plain(scaled)
         steady = scaled - self._drift @ (self._drift.T @ scaled)
         spread = np.sqrt(_squares(steady) / (scaled.shape[0] - self._drift.shape[1]))
-        squares = _squares(left_over)
-        weight = float(self._mean_response @ self._mean_response)
         with np.errstate(divide="ignore", invalid="ignore"):
-            tsnr = 100 / spread
-        return BlockFit(
-            beta=self._to_beta @ scaled,
-            residual=left_over,
-            residual_squares=squares,
-            nuisance_squares=_squares(without),
-            tsnr=tsnr,
-            effect=self._mean_response @ scaled,
-            variance=squares
-            / self.degrees_of_freedom
-            * (self._mean_response @ self._mean_response),
-        )
+            return BlockFit(**fitted, tsnr=100 / spread)
+
+    def _fit_plain(self, scaled: np.ndarray) -> dict[str, np.ndarray]:
+        fitted = self._solve(self._plain, scaled)
+        if self._separate is not None:
+            fitted["beta"] = self._separate.weights() @ scaled
+        return fitted
+
+    def _fit_ar1(self, scaled: np.ndarray) -> dict[str, np.ndarray]:
+        left = self._plain.left
+        rho = estimate_ar1(scaled - left @ (left.T @ scaled))
+        found: dict[str, np.ndarray] = {}
+        for value in np.unique(rho[np.isfinite(rho)]).tolist():
+            voxels = np.flatnonzero(rho == value)
+            part = self._solve(self._at(value), whiten(scaled[:, voxels], value))
+            part["residual"] = colour(part["residual"], value)
+            for name, values in part.items():
+                if name not in found:
+                    found[name] = np.full((*values.shape[:-1], scaled.shape[1]), np.nan)
+                found[name][..., voxels] = values
+        if not found:
+            found = self._solve(self._plain, scaled)
+        if self._separate is not None:
+            found["beta"] = self._separate.fit_ar1(scaled)
+        return found
+
+    def _solve(self, model: Decomposition, values: np.ndarray) -> dict[str, np.ndarray]:
+        """Fit a model to series; both whitened, or neither."""
+        left_over = values - model.left @ (model.left.T @ values)
+        without = values - model.nuisance @ (model.nuisance.T @ values)
+        squares = _squares(left_over)
+        mean_response = model.mean_response
+        weight = float(mean_response @ mean_response)
+        return {
+            "beta": model.to_beta @ values,
+            "residual": left_over,
+            "residual_squares": squares,
+            "nuisance_squares": _squares(without),
+            "effect": mean_response @ values,
+            "variance": squares / self.degrees_of_freedom * weight,
+        }
 
 
 def _squares(values: np.ndarray) -> np.ndarray:
     return np.einsum("tv,tv->v", values, values)
 
 
-def fit_all_trials(
+def fit_trials(
     series: Series,
     runs: Sequence[PreparedRun],
     *,
     beta: RunBlocks,
     residual: RunBlocks,
     threads: int,
+    estimator: str = "lsa",
+    noise_model: str = "ols",
+    lss_others: str = "together",
 ) -> Estimates:
-    """Estimate all trials of a run at once, run by run, see `isocortex.glm.estimators.Estimator`.
+    """Estimate all trials run by run, by least squares.
 
     Parameters
     ----------
     series, runs, beta, residual, threads
-        As every estimator has them.
+        As every estimator has them, see `isocortex.glm.estimators.Estimator`.
+    estimator, noise_model, lss_others
+        See `RunModel`.
 
     Returns
     -------
@@ -129,7 +218,12 @@ def fit_all_trials(
     """
     # On one thread: the number of cores must not change the last bits.
     with threadpool_limits(limits=1):
-        models = [RunModel(run.design) for run in runs]
+        models = [
+            RunModel(
+                run.design, estimator=estimator, noise_model=noise_model, lss_others=lss_others
+            )
+            for run in runs
+        ]
     sums = {
         name: np.zeros(series.n_voxels)
         for name in ("residual_squares", "nuisance_squares", "tsnr", "effect", "variance")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import xarray as xr
 
 from isocortex import parallel, store
 from isocortex.errors import InputError
-from isocortex.glm.estimate import fit_all_trials
+from isocortex.glm.estimate import fit_trials
 from isocortex.glm.estimators import Estimates, Estimator, fixed_effects_z
 from isocortex.glm.halves import average_repeats, combine_halves, halves_of, scaling_groups
 from isocortex.glm.images import intersect_masks
@@ -254,7 +255,9 @@ _NAMES = {
 
 def _estimator(name: str, *, noise_model: str, lss_others: str) -> Estimator:
     """Return the estimator that the config names."""
-    return fit_all_trials
+    if name not in _NAMES:
+        raise ValueError(f"estimator is {name!r}: pass one of {', '.join(_NAMES)}")
+    return partial(fit_trials, estimator=name, noise_model=noise_model, lss_others=lss_others)
 
 
 def noise_ceiling_blocks(
