@@ -336,8 +336,15 @@ def glm_content(wildcards):
     """Return signs of the content of derivatives made elsewhere, which have no manifest."""
     if ENTRY == "bids":
         return []
-    files = [*glm_bold(wildcards), *glm_mask(wildcards), *glm_confounds(wildcards)]
-    return [fingerprint(file) for file in [*files, *glm_sidecars(wildcards)]]
+    tables = glm_confounds(wildcards)
+    files = [
+        *glm_bold(wildcards),
+        *glm_mask(wildcards),
+        *tables,
+        *glm_sidecars(wildcards),
+    ]
+    files += [Path(table).with_suffix(".json") for table in tables]
+    return [fingerprint(file) for file in files]
 
 
 def glm_events(wildcards):

@@ -15,6 +15,7 @@ from typing import Any
 
 from isocortex import bids, derivatives
 from isocortex.config import check_config
+from isocortex.confound_strategy import parse_strategy
 from isocortex.errors import InputError
 from isocortex.feature_arrays import array_files, check_arrays
 from isocortex.provenance import function_files
@@ -178,6 +179,7 @@ def load_study(config: Mapping[str, Any]) -> Study:
     for key in ("subjects", "tasks"):
         if isinstance(checked[key], str) and checked[key] != "all":
             raise InputError(f"config: {key} is {checked[key]!r}: write all, or a list")
+    parse_strategy(checked["glm"]["confound_columns"])
     chosen = {
         "subjects": checked["subjects"],
         "tasks": checked["tasks"],
@@ -933,6 +935,8 @@ def check_inputs(study: Study) -> None:
                 ]
                 if study.entry == "derivatives":
                     bids.check_grids(checked)
+                    for run, _ in checked:
+                        _check_confounds(run, config["glm"]["confound_columns"])
     if study.entry == "timeseries":
         for subject in study.subjects.values():
             for run in subject.runs:
@@ -955,6 +959,18 @@ def check_inputs(study: Study) -> None:
     _check_readout_options(study)
     if "cuda" in set(_devices(config)):
         _check_cuda()
+
+
+def _check_confounds(run: bids.Run, wanted: str | list[str]) -> None:
+    """Refuse a confounds table that lacks what the chosen strategy takes."""
+    strategy = parse_strategy(wanted)
+    if strategy.is_empty:
+        return
+    beside = run.confounds.with_suffix(".json")
+    with run.confounds.open(encoding="utf-8-sig") as stream:
+        header = stream.readline().rstrip("\r\n").split("\t")
+    described = bids.read_json(beside) if beside.is_file() else None
+    strategy.columns(header, described, where=str(run.confounds))
 
 
 def _devices(config: Mapping[str, Any]) -> Iterator[str]:

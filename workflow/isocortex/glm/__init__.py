@@ -1,7 +1,7 @@
 """From preprocessed runs, or from betas made elsewhere, to a store of single-trial responses."""
 
 from isocortex.glm.betas import import_betas
-from isocortex.glm.confounds import STRATEGIES, choose_confounds
+from isocortex.glm.confounds import choose_confounds, read_confounds
 from isocortex.glm.design import Design, Trial, find_stimulus_column, make_design, make_trials
 from isocortex.glm.estimate import RunFit, fit_run, stimulus_z
 from isocortex.glm.fit import fit_glm
@@ -10,7 +10,6 @@ from isocortex.glm.noise_ceiling import estimate_noise_ceiling
 from isocortex.glm.timeseries import clean_bold, import_timeseries
 
 __all__ = [
-    "STRATEGIES",
     "Design",
     "RunFit",
     "Trial",
@@ -26,6 +25,7 @@ __all__ = [
     "make_design",
     "make_trials",
     "open_image",
+    "read_confounds",
     "read_series",
     "stimulus_z",
 ]

@@ -119,15 +119,17 @@ def choose_confounds(
         out = scrubbed_volumes(
             read("framewise_displacement"), read("std_dvars"), scrub=strategy.scrub
         )
-        if out.size == n_volumes:
+        marked = [series for name, series in kept.items() if name.startswith(OUTLIERS)]
+        fresh = np.setdiff1d(out, [volume for one in marked for volume in np.flatnonzero(one)])
+        if fresh.size + len(marked) >= n_volumes:
             raise InputError(
                 f"{where}: scrubbing leaves no volume of {n_volumes}: exclude the subject, or use "
                 "higher thresholds in glm.confound_columns"
             )
-        marked = [series for name, series in kept.items() if name.startswith(OUTLIERS)]
-        indicators = (np.arange(n_volumes) == volume for volume in out)
-        fresh = [one for one in indicators if not any(np.array_equal(one, m) for m in marked)]
-        kept |= {f"motion_outlier_{k:02d}": one.astype(float) for k, one in enumerate(fresh)}
+        kept |= {
+            f"motion_outlier_{k:02d}": (np.arange(n_volumes) == volume).astype(float)
+            for k, volume in enumerate(fresh)
+        }
     return pd.DataFrame(kept, index=range(n_volumes)), dropped
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 from isocortex import bids
+from isocortex.confound_strategy import parse_strategy
 from isocortex.errors import InputError
-from isocortex.glm.confounds import choose_confounds
+from isocortex.glm.confounds import read_confounds
 from isocortex.glm.design import Design, find_stimulus_column, make_design, make_trials
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def check_lists(
             f"{len(confounds)} confounds tables for {len(bold)} runs, the first run is {bold[0]}: "
             f"give one a run"
         )
-    if not confounds and confound_columns != "none" and list(confound_columns) != []:
+    if not confounds and not parse_strategy(confound_columns).is_empty:
         raise InputError(
             f"glm.confound_columns asks for {confound_columns} but there is no confounds "
             f"table beside {bold[0]}: add the tables or set it to none"
@@ -131,11 +132,8 @@ def read_recordings(
                 f"{path} has TR {tr:g} s, {bold[0]} {found[0].tr:g} s: give the runs "
                 f"different task names"
             )
-        table, dropped = choose_confounds(
-            bids.read_table(confounds[index]) if confounds else [],
-            confound_columns if confounds else "none",
-            n_volumes=header.shape[3],
-            where=str(confounds[index]) if confounds else "",
+        table, dropped = read_confounds(
+            confounds[index] if confounds else None, confound_columns, n_volumes=header.shape[3]
         )
         if dropped:
             log.info("%s: confounds without change left out: %s", path.name, ", ".join(dropped))
