@@ -22,7 +22,7 @@ _RED, _CYAN, _YELLOW = "#e4572e", "#2ec4b6", "#f3c969"
 _SLICES = 7
 
 
-class _Folder:
+class FigureBook:
     """Collects figures in order and lists them in figures.json."""
 
     def __init__(self, folder: Path) -> None:
@@ -30,8 +30,26 @@ class _Folder:
         self.entries: list[dict[str, str]] = []
 
     def add(
-        self, figure: Figure, name: str, title: str, caption: str, *, coloured: bool = False
+        self,
+        figure: Figure,
+        name: str,
+        title: str,
+        caption: str,
+        *,
+        coloured: bool = False,
+        flicker: Figure | None = None,
+        labels: tuple[str, str] = ("before", "after"),
     ) -> None:
+        """Save a figure, or two that the report shows in turn, and list it."""
+        self._save(figure, name, coloured)
+        entry = {"file": name, "title": title, "caption": caption}
+        if flicker is not None:
+            other = name.replace(".png", "_flicker.png")
+            self._save(flicker, other, coloured)
+            entry |= {"file_flicker": other, "label": labels[0], "label_flicker": labels[1]}
+        self.entries.append(entry)
+
+    def _save(self, figure: Figure, name: str, coloured: bool) -> None:
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
@@ -39,7 +57,6 @@ class _Folder:
             # Of grey slices a palette is a third of the size, and reports carry many pictures.
             picture = picture.quantize(256, dither=Image.Dither.NONE)
         picture.save(self.folder / name, optimize=True)
-        self.entries.append({"file": name, "title": title, "caption": caption})
 
     def close(self, qc: Mapping[str, Any]) -> None:
         write_json(self.folder / "figures.json", self.entries)
@@ -61,7 +78,7 @@ def _upright(
     }
 
 
-def _mosaic(
+def mosaic(
     background: np.ndarray,
     contours: Sequence[tuple[np.ndarray, str]],
     *,
@@ -130,14 +147,14 @@ def anatomy_figures(
     qc
         Numbers for the report.
     """
-    book = _Folder(folder)
+    book = FigureBook(folder)
     labels = np.asarray(dseg.dataobj)
     white = nib.Nifti1Image((labels == 2).astype(np.float32), dseg.affine)
     cortex = nib.Nifti1Image(((labels == 1) | (labels == 2)).astype(np.float32), dseg.affine)
     shown = _upright(
         {"t1w": (t1w, 1), "mask": (mask, 1), "white": (white, 1), "cortex": (cortex, 1)}, mask, 1.5
     )
-    figure = _mosaic(
+    figure = mosaic(
         shown["t1w"],
         [(shown["mask"], _RED), (shown["cortex"], _YELLOW), (shown["white"], _CYAN)],
         resolution=1.5,
@@ -155,7 +172,7 @@ def anatomy_figures(
         tissue = load_template(resolution, name)
         outlines[name] = np.asarray(tissue.dataobj)
     brain = np.asarray(load_template(resolution, "mask").dataobj)
-    figure = _mosaic(
+    figure = mosaic(
         np.asarray(t1w_template.dataobj),
         [(brain, _RED), (outlines["WM"], _CYAN)],
         resolution=resolution,
@@ -208,7 +225,7 @@ def bold_figures(
     qc
         Numbers for the report.
     """
-    book = _Folder(folder)
+    book = FigureBook(folder)
     labels = np.asarray(dseg.dataobj)
     brain = nib.Nifti1Image((labels > 0).astype(np.float32), dseg.affine)
     box, affine = grid_around(labels > 0, dseg.affine, resolution=1.5, margin=12.0)
@@ -220,7 +237,7 @@ def bold_figures(
         image = nib.Nifti1Image(values.astype(np.float32), dseg.affine)
         shown[name] = warp(image, [], grid)
     shown["brain"] = warp(brain, [], grid)
-    figure = _mosaic(moved, [(shown["brain"], _RED), (shown["white"], _CYAN)], resolution=1.5)
+    figure = mosaic(moved, [(shown["brain"], _RED), (shown["white"], _CYAN)], resolution=1.5)
     book.add(
         figure,
         "bold_coregistration.png",
@@ -228,7 +245,7 @@ def bold_figures(
         "BOLD reference in the T1w's space with the outlines of the T1w's brain mask (red) and "
         "white matter (cyan).",
     )
-    figure = _mosaic(
+    figure = mosaic(
         np.maximum(warp(t1w, [], grid), 0),
         [(warp(_epi_outline(reference, mask), there, grid), _YELLOW), (shown["white"], _CYAN)],
         resolution=1.5,
@@ -254,7 +271,7 @@ def bold_figures(
     )
     values = warp(tsnr, there, grid)
     top = float(np.percentile(np.asarray(tsnr.dataobj)[mask], 98))
-    figure = _mosaic(
+    figure = mosaic(
         np.where(shown["brain"] > 0.5, values, np.nan),
         [(shown["brain"], _RED)],
         resolution=1.5,
