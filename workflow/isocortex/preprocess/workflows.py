@@ -81,11 +81,13 @@ def init_anat_wf(*, seed: int, n_images: int, name: str = "anat_wf") -> Workflow
             (normalise, tissue, [("from_template", "from_template")]),
             (average, template, [("out_file", "in_file")]),
             (extract, template, [("mask", "mask")]),
+            (tissue, template, [("gm", "gm")]),
             (normalise, template, [("to_template", "to_template")]),
             (average, pictures, [("out_file", "t1w")]),
             (extract, pictures, [("mask", "mask")]),
             (tissue, pictures, [("dseg", "dseg")]),
             (template, pictures, [("out_file", "t1w_template"), ("correlation", "correlation")]),
+            (template, pictures, [("quality", "quality")]),
             (extract, outputs, [("mask", "mask")]),
             (
                 normalise,
@@ -192,7 +194,7 @@ def init_bold_wf(
         [
             (inputs, read, [("bold", "in_file")]),
             (read, motion, [("out_file", "in_file")]),
-            (inputs, coregister, [("t1w", "t1w"), ("mask", "mask")]),
+            (inputs, coregister, [(n, n) for n in ("t1w", "mask", "gm", "wm")]),
             (motion, coregister, [("reference", "reference")]),
         ]
     )
@@ -221,7 +223,7 @@ def init_bold_wf(
         [
             (read, resample, [("out_file", "in_file")]),
             (motion, resample, [("matrices", "matrices")]),
-            (coregister, resample, [("to_t1w", "to_t1w"), ("reference", "reference")]),
+            (coregister, resample, [(n, n) for n in ("to_t1w", "reference", "signal")]),
             (inputs, resample, [("mask", "t1w_mask"), ("to_template", "to_template")]),
             (resample, outputs, [(what, what) for what in per_space]),
         ]
@@ -240,11 +242,22 @@ def init_bold_wf(
         name="compcor",
         mem_gb=base + 2 * series_gb,
     )
-    tsnr = Node(TSNR(), name="tsnr", mem_gb=base + 3 * series_gb)
+    plain = {f"{name}_file": f"{name}.nii" for name in ("tsnr", "mean", "stddev")}
+    tsnr = Node(TSNR(**plain), name="tsnr", mem_gb=base + 3 * series_gb)
     confounds = Node(
         own.AssembleConfounds(fd_threshold=fd_threshold, dvars_threshold=dvars_threshold),
         name="confounds",
         mem_gb=base,
+    )
+    quality = Node(
+        own.RunQuality(
+            repetition_time=repetition_time,
+            resolution=resolution,
+            slice_axis=timing.slice_axis,
+            fd_threshold=fd_threshold,
+        ),
+        name="quality",
+        mem_gb=base + 3 * series_gb,
     )
     pictures = Node(
         own.BoldFigures(
@@ -273,8 +286,23 @@ def init_bold_wf(
             (displacement, confounds, [("out_file", "framewise_displacement")]),
             (dvars, confounds, [("out_nstd", "dvars"), ("out_std", "std_dvars")]),
             (compcor, confounds, [("out_file", "components")]),
+            (read, quality, [("out_file", "raw")]),
+            (motion, quality, [("reference", "mean")]),
+            (resample, quality, [("native_bold", "bold"), ("native_mask", "mask")]),
+            (tsnr, quality, [("tsnr_file", "tsnr")]),
+            (displacement, quality, [("out_file", "framewise_displacement")]),
+            (
+                dvars,
+                quality,
+                [("out_nstd", "dvars"), ("out_std", "std_dvars"), ("out_vxstd", "voxelwise_dvars")],
+            ),
+            (coregister, quality, [("to_t1w", "to_t1w")]),
+            (inputs, quality, [("mask", "t1w_mask"), ("to_template", "to_template")]),
+            (quality, pictures, [("qc", "measures")]),
+            (motion, pictures, [("reference", "mean")]),
+            (masks, pictures, [("crown", "crown")]),
             (coregister, pictures, [("reference", "reference"), ("mask", "epi_mask")]),
-            (coregister, pictures, [("to_t1w", "to_t1w")]),
+            (coregister, pictures, [("to_t1w", "to_t1w"), ("quality", "registration")]),
             (resample, pictures, [("native_bold", "bold"), ("native_mask", "mask")]),
             (masks, pictures, [("tissues", "tissues")]),
             (tsnr, pictures, [("tsnr_file", "tsnr")]),
@@ -286,7 +314,7 @@ def init_bold_wf(
             (pictures, outputs, [("figures", "figures"), ("qc", "qc")]),
         ]
     )
-    needs_dummy += [compcor, confounds, pictures]
+    needs_dummy += [compcor, confounds, quality, pictures]
     if dummy_scans is None:
         steady = Node(NonSteadyStateDetector(), name="non_steady_state", mem_gb=base + series_gb)
         workflow.connect(read, "out_file", steady, "in_file")

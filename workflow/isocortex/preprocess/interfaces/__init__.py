@@ -15,6 +15,7 @@ from isocortex.preprocess.interfaces.confounds import (
 )
 from isocortex.preprocess.interfaces.figures import AnatomyFigures, BoldFigures
 from isocortex.preprocess.interfaces.motion import EstimateMotion, ReadSeries
+from isocortex.preprocess.interfaces.quality import RunQuality
 from isocortex.preprocess.interfaces.registration import Coregister
 from isocortex.preprocess.interfaces.resampling import ResampleSeries
 
@@ -32,6 +33,7 @@ __all__ = [
     "Normalise",
     "ReadSeries",
     "ResampleSeries",
+    "RunQuality",
     "TemplateAnatomy",
     "TissueClasses",
 ]

@@ -86,6 +86,9 @@ class BoldFiguresInput(BaseInterfaceInputSpec):
     fd_threshold = traits.Float(mandatory=True)
     dvars_threshold = traits.Float(mandatory=True)
     n_dummy = traits.Int(0, usedefault=True)
+    mean = File(exists=True, mandatory=True, desc="reference with its bias field, whole view")
+    crown = File(exists=True, mandatory=True, desc="band around the brain")
+    measures = traits.Dict(usedefault=True, desc="image quality measures, for qc")
     registration = traits.Dict(usedefault=True, desc="numbers on the registration, for qc")
 
 
@@ -115,6 +118,7 @@ class BoldFigures(Interface):
             "dice_bold_mask_t1w_mask": float(
                 2 * (mask & rough).sum() / max(mask.sum() + rough.sum(), 1)
             ),
+            **self.inputs.measures,
             **self.inputs.registration,
         }
         figures.bold_figures(
