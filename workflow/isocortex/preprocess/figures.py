@@ -27,7 +27,7 @@ class FigureBook:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.entries: list[dict[str, str]] = []
+        self.entries: list[dict[str, Any]] = []
 
     def add(
         self,
@@ -42,11 +42,11 @@ class FigureBook:
     ) -> None:
         """Save a figure, or two that the report shows in turn, and list it."""
         self._save(figure, name, coloured)
-        entry = {"file": name, "title": title, "caption": caption}
+        entry: dict[str, Any] = {"file": name, "title": title, "caption": caption}
         if flicker is not None:
             other = name.replace(".png", "_flicker.png")
             self._save(flicker, other, coloured)
-            entry |= {"file_flicker": other, "label": labels[0], "label_flicker": labels[1]}
+            entry |= {"files": [name, other], "labels": list(labels)}
         self.entries.append(entry)
 
     def _save(self, figure: Figure, name: str, coloured: bool) -> None:
