@@ -19,7 +19,11 @@ from isocortex.errors import InputError
 from isocortex.preprocess import registration
 from isocortex.preprocess.images import as_image, read_anatomy
 from isocortex.preprocess.interfaces.base import Interface
+from isocortex.preprocess.normalisation import normalisation_quality
+from isocortex.preprocess.resampling import resample_volume
 from isocortex.preprocess.transforms import (
+    apply_chain,
+    grid_points,
     read_itk_affine,
     read_transforms,
     write_composite,
@@ -179,6 +183,7 @@ class TissueClasses(Interface):
 class TemplateAnatomyInput(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="bias-corrected T1w")
     mask = File(exists=True, mandatory=True, desc="brain mask")
+    gm = File(exists=True, mandatory=True, desc="probability of grey matter")
     to_template = File(exists=True, mandatory=True, desc="composite transform")
     resolution = traits.Float(2.0, usedefault=True, desc="of the output, mm")
 
@@ -187,6 +192,7 @@ class TemplateAnatomyOutput(TraitedSpec):
     out_file = File(exists=True, desc="T1w in template space")
     compressed = File(exists=True, desc="T1w in its own space, compressed")
     correlation = traits.Float(desc="with the template, inside its brain mask")
+    quality = traits.Dict(desc="overlap with the template and folding, for qc")
 
 
 class TemplateAnatomy(Interface):
@@ -197,14 +203,24 @@ class TemplateAnatomy(Interface):
 
     def _run_interface(self, runtime):
         template = registration.load_template(self.inputs.resolution)
-        brain = np.asarray(registration.load_template(self.inputs.resolution, "mask").dataobj)
         chain = read_transforms(self.inputs.to_template)
         head = nib.load(self.inputs.in_file)
-        warped = np.maximum(registration.warp(head, chain, template, order=3), 0)
-        inside = brain > 0.5
-        self._results["correlation"] = float(
-            np.corrcoef(np.asarray(template.dataobj)[inside], warped[inside])[0, 1]
+        points = apply_chain(chain, grid_points(template.shape, template.affine))
+
+        def carried(image: nib.Nifti1Image, order: int = 1) -> np.ndarray:
+            values = np.asarray(image.dataobj, np.float32)
+            return resample_volume(values, image.affine, points, template.shape, order=order)
+
+        warped = np.maximum(carried(head, order=3), 0)
+        quality = normalisation_quality(
+            warped,
+            chain,
+            mask=carried(nib.load(self.inputs.mask)) > 0.5,
+            grey=carried(nib.load(self.inputs.gm)),
+            resolution=self.inputs.resolution,
         )
+        self._results["correlation"] = quality["template_correlation"]
+        self._results["quality"] = quality
         self._results["out_file"] = self._keep(runtime, "template.nii.gz", warped, template.affine)
         self._results["compressed"] = self._keep(
             runtime, "t1w.nii.gz", np.asarray(head.dataobj, np.float32), head.affine
