@@ -12,6 +12,12 @@ import numpy as np
 import pandas as pd
 import scipy.linalg
 from nilearn.glm.first_level import make_first_level_design_matrix
+from nilearn.glm.first_level.hemodynamic_models import (
+    glover_dispersion_derivative,
+    glover_time_derivative,
+    spm_dispersion_derivative,
+    spm_time_derivative,
+)
 from nilearn.signal import create_cosine_drift
 
 from isocortex.bids import STIMULUS_COLUMNS
@@ -22,6 +28,12 @@ EARLIEST_ONSET = -24.0
 
 _MISSING = {"", "n/a", "nan", "NaN", "NA"}
 _RANK_TOLERANCE = 1e-7
+_DERIVATIVES = {
+    ("glover", "derivative"): glover_time_derivative,
+    ("glover", "dispersion"): glover_dispersion_derivative,
+    ("spm", "derivative"): spm_time_derivative,
+    ("spm", "dispersion"): spm_dispersion_derivative,
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,9 @@ class Design:
         Drift and constant.
     frame_times
         Time of each volume, seconds.
+    derivatives : numpy.ndarray, shape (n_volumes, n_trials, n_derivatives)
+        Derivatives of each trial's regressor as they are; in ``matrix`` nilearn has them orthogonal
+        to it. None where the response has none.
     """
 
     matrix: np.ndarray
@@ -63,6 +78,7 @@ class Design:
     response_columns: np.ndarray
     drift_columns: np.ndarray
     frame_times: np.ndarray
+    derivatives: np.ndarray | None = None
 
     @property
     def nuisance_columns(self) -> np.ndarray:
@@ -335,6 +351,7 @@ def make_design(
         response_columns=np.array([k for k, name in enumerate(names) if name in own], dtype=int),
         drift_columns=np.array([k for k, name in enumerate(names) if name in drifts], dtype=int),
         frame_times=frame_times,
+        derivatives=_derivatives(table, labels, frame_times, hrf=hrf),
     )
     _check_rank(design)
     return design
@@ -353,6 +370,26 @@ def _beyond_drift(
         if np.linalg.norm(rest) < 1e-4 * np.linalg.norm(column):
             twice.append(name)
     return confounds.drop(columns=twice)
+
+
+def _derivatives(
+    table: pd.DataFrame, labels: Sequence[str], frame_times: np.ndarray, *, hrf: str
+) -> np.ndarray | None:
+    """Return the derivatives of the trials' regressors, without nilearn's orthogonalisation."""
+    kernels = [_DERIVATIVES[hrf.split(" ")[0], part] for part in hrf.split(" + ")[1:]]
+    if not kernels or not labels:
+        return None
+    columns = [
+        make_first_level_design_matrix(
+            frame_times,
+            events=table[table["trial_type"].isin(labels)],
+            hrf_model=kernel,
+            drift_model=None,
+            min_onset=EARLIEST_ONSET,
+        )[[f"{label}_{kernel.__name__}" for label in labels]].to_numpy(float)
+        for kernel in kernels
+    ]
+    return np.stack(columns, axis=2)
 
 
 def response_names(label: str) -> tuple[str, str, str]:

@@ -61,6 +61,11 @@ class SeparateModels:
             raise ValueError(f"others is {others!r}: pass one of {', '.join(OTHERS)}")
         matrix, norms = balanced(design)
         self._responses = _columns_of_trials(matrix * norms, design)
+        # The derivative of a sum is the sum of derivatives before each is made orthogonal.
+        self._summed = self._responses
+        if design.derivatives is not None:
+            centred = design.derivatives - design.derivatives.mean(axis=0)
+            self._summed = np.concatenate([self._responses[:, :, :1], centred], axis=2)
         self._nuisance = matrix[:, design.nuisance_columns]
         conditions = np.array([trial.condition for trial in design.trials])
         names = list(dict.fromkeys(conditions.tolist())) if others == "condition" else [None]
@@ -143,19 +148,19 @@ class SeparateModels:
         return rho
 
     def _make_groups(self, rho: float) -> list[_Group]:
-        responses = whiten(self._responses, rho) if rho else self._responses
-        nuisance = whiten(self._nuisance, rho) if rho else self._nuisance
-        sums = [responses[:, members].sum(axis=1) for members in self._members]
+        responses, summed, nuisance = (
+            whiten(values, rho) if rho else values
+            for values in (self._responses, self._summed, self._nuisance)
+        )
+        sums = [summed[:, members].sum(axis=1) for members in self._members]
         groups = []
         for number, members in enumerate(self._members):
             others = [total for k, total in enumerate(sums) if k != number]
             base = np.linalg.qr(np.concatenate([nuisance, *others], axis=1))[0]
-            shape = responses[:, members].shape
-            flat = responses[:, members].reshape(shape[0], -1)
-            alone = (flat - base @ (base.T @ flat)).reshape(shape)
-            own = alone
+            own = _without(responses[:, members], base)
             if len(members) > 1:
-                own = np.concatenate([alone, alone.sum(axis=1, keepdims=True) - alone], axis=2)
+                alone = _without(summed[:, members], base)
+                own = np.concatenate([own, alone.sum(axis=1, keepdims=True) - alone], axis=2)
             inverse = np.linalg.inv(np.einsum("tmi,tmj->mij", own, own))
             groups.append(_Group(members, base, own, inverse))
         return groups
@@ -175,6 +180,12 @@ def _columns_of_trials(matrix: np.ndarray, design: Design) -> np.ndarray:
         for k in design.trial_columns
     ]
     return matrix[:, np.array(columns)]
+
+
+def _without(values: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """Return regressors (n_volumes, …) without what an orthonormal basis spans."""
+    flat = values.reshape(values.shape[0], -1)
+    return (flat - base @ (base.T @ flat)).reshape(values.shape)
 
 
 def _neighbours(values: np.ndarray) -> np.ndarray:
