@@ -37,6 +37,25 @@ class PhaseEncoding:
     total_readout_time: float
 
 
+def fieldmap_as_dict(fieldmap: Fieldmap) -> dict[str, Any]:
+    """Return a fieldmap as plain text and lists, for a rule's params."""
+    return {
+        "id": fieldmap.id,
+        "stem": fieldmap.stem,
+        "kind": fieldmap.kind,
+        "files": [str(path) for path in fieldmap.files],
+        "sidecars": [[str(path) for path in files] for files in fieldmap.sidecars],
+        "magnitudes": [str(path) for path in fieldmap.magnitudes],
+    }
+
+
+def fieldmap_from_dict(content: Mapping[str, Any]) -> Fieldmap:
+    """Return what `fieldmap_as_dict` described."""
+    paths = {key: tuple(map(Path, content[key])) for key in ("files", "magnitudes")}
+    sidecars = tuple(tuple(map(Path, files)) for files in content["sidecars"])
+    return Fieldmap(content["id"], content["stem"], content["kind"], sidecars=sidecars, **paths)
+
+
 def phase_encoding(
     path: str | Path, sidecar: Mapping[str, Any], shape: Sequence[int] | None = None
 ) -> PhaseEncoding:

@@ -10,9 +10,11 @@ from typing import Any
 _MODULES = {
     "correct_slice_timing": "slice_timing",
     "describe_derivatives": "description",
+    "estimate_fieldmap": "fieldmaps",
     "estimate_motion": "motion",
     "init_anat_wf": "workflows",
     "init_bold_wf": "workflows",
+    "init_fieldmap_wf": "fieldmaps",
     "preprocess_anat": "anat",
     "preprocess_bold": "bold",
     "resample_labels": "resampling",

@@ -11,9 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
+from scipy import ndimage
 from scipy.ndimage import map_coordinates
 
+from isocortex.preprocess import registration
+from isocortex.preprocess.images import as_image
+from isocortex.preprocess.masks import epi_mask
 from isocortex.preprocess.resampling import resample_volume
 from isocortex.preprocess.transforms import grid_points
 
@@ -107,55 +112,80 @@ class Distortion:
         return cls(field, affine, int(axis), int(sign), float(time), bool(modulate))
 
 
-def distort(
-    volume: np.ndarray, voxels: np.ndarray, *, axis: int, fold: int = 4, order: int = 3
+def place_field(
+    field: nib.Nifti1Image,
+    field_reference: nib.Nifti1Image,
+    run_reference: nib.Nifti1Image,
+    *,
+    axis: int,
+    sign: int,
+    total_readout_time: float,
+    seed: int,
 ) -> np.ndarray:
-    """What a scanner makes of a volume: signal moved along one axis, none gained or lost.
+    """Rigid registration of a run's reference, as recorded, to a field's reference.
 
-    Each voxel is split into parts along the axis; each part's signal is put where its own shift
-    takes it and shared linearly between the two voxels there.
+    The field's reference is undistorted and the run's is not: it is distorted by its field as
+    the run would have been, so that both have the same shape.
 
     Parameters
     ----------
-    volume
-        (x, y, z), undistorted.
-    voxels
-        (x, y, z), displacement in voxels.
-    axis
-        Of the phase encoding.
-    fold
-        Parts a voxel.
-    order
-        Of the spline between voxels.
+    field
+        Hz.
+    field_reference
+        On the field's grid.
+    run_reference
+        As recorded.
+    axis, sign, total_readout_time
+        Of the run, as in `Distortion`.
+    seed
+        Of ANTs' sampling.
 
     Returns
     -------
     numpy.ndarray
-        float32 (x, y, z); signal that leaves the grid is lost.
+        4 x 4, the run's mm to the field's mm.
     """
-    size = volume.shape[axis]
-    lines = np.moveaxis(np.asarray(volume, np.float32), axis, -1)
-    shifts = np.moveaxis(np.asarray(voxels, np.float32), axis, -1)
-    other = lines.shape[:-1]
-    lines, shifts = lines.reshape(-1, size), shifts.reshape(-1, size)
-    row = np.arange(len(lines))[:, None]
-    out = np.zeros((len(lines), size + 2), np.float32)
-    for part in range(fold):
-        place = np.arange(size) + (part + 0.5) / fold - 0.5
-        where = np.broadcast_arrays(row.astype(float), place)
-        value = map_coordinates(lines, where, order=order, mode="nearest") / fold
-        target = place + map_coordinates(shifts, where, order=1, mode="nearest")
-        target = np.clip(target, -1, size)
-        low = np.floor(target).astype(int)
-        low = np.minimum(low, size - 1)
-        share = (target - low).astype(np.float32)
-        flat = np.broadcast_to(row, low.shape) * (size + 2) + low + 1
-        out += np.bincount(
-            np.r_[flat.ravel(), flat.ravel() + 1],
-            np.r_[(value * (1 - share)).ravel(), (value * share).ravel()],
-            out.size,
-        ).reshape(out.shape)
-    return np.moveaxis(out[:, 1:-1].reshape(*other, size), -1, axis)
+    along = sign * total_readout_time * run_reference.affine[:3, axis]
+    moving = as_image(_as_recorded(field, field_reference, along), field.affine)
+    values = np.asarray(run_reference.dataobj, np.float32)
+    mask = epi_mask(values)
+    fixed = as_image(registration.correct_bias(run_reference, mask=mask), run_reference.affine)
+    small = (2, 1) if min(fixed.shape) >= 12 else (1, 1)
+    chain, _ = registration.register(
+        fixed,
+        moving,
+        "Rigid",
+        seed=seed,
+        fixed_mask=ndimage.binary_dilation(mask, iterations=2),
+        initial=np.eye(4),
+        aff_iterations=(60, 30),
+        aff_shrink_factors=small,
+        aff_smoothing_sigmas=(1, 0),
+        aff_random_sampling_rate=0.5,
+    )
+    return registration.linear_part(chain)
+
+
+def _as_recorded(
+    field: nib.Nifti1Image, reference: nib.Nifti1Image, along: np.ndarray
+) -> np.ndarray:
+    """An undistorted image as it would be recorded if 1 Hz moved signal by a vector in mm."""
+    hertz = np.asarray(field.dataobj, np.float32)
+    points = grid_points(field.shape, field.affine)
+    source = points
+    for _ in range(8):
+        # where the signal that is recorded here came from
+        source = points - _at(hertz, field.affine, source)[:, None] * along
+    # slope of the displacement along its own direction
+    back = np.linalg.inv(field.affine[:3, :3]) @ along
+    slopes = [
+        np.gradient(hertz, axis=n) if hertz.shape[n] > 1 else np.zeros_like(hertz) for n in range(3)
+    ]
+    slope = sum(b * part for b, part in zip(back, slopes, strict=True))
+    values = np.asarray(reference.dataobj, np.float32)
+    found = resample_volume(values, reference.affine, source, field.shape, order=1)
+    bright = _at(slope, field.affine, source).reshape(field.shape)
+    return found / np.maximum(1 + bright, 0.3)
 
 
 def _at(values: np.ndarray, affine: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -35,8 +35,10 @@ class OppositeField:
     ----------
     field
         Hz (x, y, z), on the first image's grid, undistorted.
+    recorded
+        Both images as they came (2, x, y, z), the second one in the first one's pose.
     corrected
-        Both images undistorted (2, x, y, z), the second one in the first one's pose.
+        The same undistorted.
     matrix
         4 x 4, the first image's mm to the second one's.
     correlation
@@ -44,6 +46,7 @@ class OppositeField:
     """
 
     field: np.ndarray
+    recorded: np.ndarray
     corrected: np.ndarray
     matrix: np.ndarray
     correlation: tuple[float, float]
@@ -269,7 +272,11 @@ def opposite_field(
     after = _correlation(*corrected, head[0] & inside)
     logger.info("opposite phase encoding: correlation of the images %.3f, %.3f", before, after)
     return OppositeField(
-        field.astype(np.float32), corrected.astype(np.float32), matrix, (before, after)
+        field.astype(np.float32),
+        np.stack([one, moved]).astype(np.float32),
+        corrected.astype(np.float32),
+        matrix,
+        (before, after),
     )
 
 
