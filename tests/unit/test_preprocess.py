@@ -1,6 +1,5 @@
 """Preprocessing: each part against a closed form or a peer, and what bad input says."""
 
-import functools
 import json
 import re
 import subprocess
@@ -16,12 +15,9 @@ from scipy import ndimage
 from isocortex import bids
 from isocortex.errors import InputError
 from isocortex.preprocess import (
-    correct_slice_timing,
     describe_derivatives,
     estimate_motion,
     interfaces,
-    resample_labels,
-    resample_series,
     transform_regions,
 )
 from isocortex.preprocess import registration as reg
@@ -35,7 +31,7 @@ from isocortex.preprocess.images import (
 )
 from isocortex.preprocess.motion import reference_volume
 from isocortex.preprocess.outputs import spatial_reference
-from isocortex.preprocess.resampling import grid_around, voxel_offsets
+from isocortex.preprocess.surfaces import SIDECAR as SURFACE_SIDECAR
 from isocortex.preprocess.transforms import (
     AffineTransform,
     DisplacementField,
@@ -49,38 +45,8 @@ from isocortex.preprocess.transforms import (
     write_itk_affine,
 )
 from isocortex.preprocess.workflows import init_bold_wf, run_workflow
-
-OBLIQUE = rigid_matrix(np.array([-80, -110, -50, 0.2, -0.1, 0.15]), np.zeros(3)) @ np.diag(
-    [4.0, 4, 4, 1]
-)
-FLIPPED = np.array([[-4.0, 0, 0, 88], [0, 4, 0, -120], [0, 0, 4, -60], [0, 0, 0, 1]])
-
-
-@functools.cache
-def head_spline():
-    image = reg.load_template(4.0)
-    values = ndimage.gaussian_filter(np.asarray(image.dataobj), 0.8) * 1000
-    return ndimage.spline_filter(values, order=3), image.affine
-
-
-def head(points):
-    """A smooth head-like intensity at mm coordinates, defined everywhere: a closed form."""
-    spline, affine = head_spline()
-    index = (points - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
-    return ndimage.map_coordinates(spline, index.T, order=3, prefilter=False)
-
-
-def moved_series(affine, parameters, centre, shape=(44, 54, 42), noise=0.0):
-    """Volumes of the head in the poses that the parameters say."""
-    points = grid_points(shape, affine)
-    rng = np.random.default_rng(5)
-    volumes = []
-    for row in parameters:
-        back = np.linalg.inv(rigid_matrix(row, centre))
-        volume = head(AffineTransform(back).apply(points)).reshape(shape)
-        volumes.append(volume + noise * rng.standard_normal(shape))
-    return np.stack(volumes, axis=-1).astype(np.float32)
-
+from isocortex.surface import series_image
+from tests.unit.heads import FLIPPED, OBLIQUE, head, moved_series, save
 
 # --- transforms ----------------------------------------------------------------------------
 
@@ -172,124 +138,6 @@ def test_motion_agrees_with_ants():
     assert np.abs(ours - theirs).max() < 0.25
     exact = AffineTransform(rigid_matrix(truth[1], centre)).apply(corners)
     assert np.abs(ours - exact).max() <= np.abs(theirs - exact).max() + 0.02
-
-
-# --- slice timing --------------------------------------------------------------------------
-
-
-def test_slice_timing_of_a_sinusoid_and_a_line():
-    times = [0.0, 0.5, 1.0, 1.5]
-    volume_times = np.arange(120) * 2.0
-    period = 20.0
-    series = np.empty((2, 1, 4, 120))
-    for k, time in enumerate(times):
-        series[0, 0, k] = np.sin(2 * np.pi * (volume_times + time) / period)
-        series[1, 0, k] = 3 + 0.5 * (volume_times + time)
-    corrected = correct_slice_timing(
-        series, slice_times=times, repetition_time=2.0, reference_time=0.75
-    )
-    expected = np.sin(2 * np.pi * (volume_times + 0.75) / period)
-    for k in range(4):
-        np.testing.assert_allclose(corrected[0, 0, k, 8:-8], expected[8:-8], atol=2e-3)
-        line = 3 + 0.5 * (volume_times + 0.75)
-        np.testing.assert_allclose(corrected[1, 0, k], line, rtol=1e-5)
-    assert Timing(2.0, tuple(times), 2).reference_time == 0.75
-
-
-def test_slice_timing_leaves_dummy_volumes_out():
-    series = np.full((1, 1, 2, 30), 100.0)
-    series[..., :3] = 900
-    corrected = correct_slice_timing(
-        series, slice_times=[0, 1], repetition_time=2.0, reference_time=0.5, n_dummy=3
-    )
-    np.testing.assert_allclose(corrected, series, rtol=1e-6)
-
-
-# --- resampling ----------------------------------------------------------------------------
-
-
-def test_identity_changes_nothing():
-    rng = np.random.default_rng(3)
-    series = rng.standard_normal((12, 13, 11, 3)).astype(np.float32)
-    points = grid_points(series.shape, OBLIQUE)
-    out, inside = resample_series(
-        series, OBLIQUE, np.tile(np.eye(4), (3, 1, 1)), points, series.shape[:3]
-    )
-    np.testing.assert_allclose(out, series, atol=1e-5)
-    assert inside.all()
-
-
-def test_one_resampling_of_motion_coregistration_and_warp():
-    """The composed map gives the closed-form image of the composed transforms."""
-    centre = np.array([0.0, -15, 20])
-    motion = np.array([[0.5, 1.0, -0.7, 0.02, 0.01, -0.03], [-1, 0.3, 0.4, -0.01, 0.02, 0.01]])
-    series = moved_series(FLIPPED, motion, centre)
-    coregistration = AffineTransform(rigid_matrix(np.array([4, -3, 2, 0.05, 0, 0.1]), centre))
-    grid = np.diag([4.0, 4, 4, 1])
-    grid[:3, 3] = [-60, -80, -20]
-    shape = (28, 24, 20)
-    points = grid_points(shape, grid)
-    in_reference = coregistration.apply(points)
-    out, inside = resample_series(
-        series,
-        FLIPPED,
-        np.array([rigid_matrix(row, centre) for row in motion]),
-        in_reference,
-        shape,
-        threads=2,
-    )
-    assert inside.all()
-    expected = head(in_reference).reshape(shape)
-    for t in range(2):
-        error = np.abs(out[..., t] - expected)
-        assert np.sqrt((error**2).mean()) < 0.02 * expected.std()
-
-
-def test_voxels_that_a_volume_does_not_reach():
-    series = np.ones((10, 10, 10, 2), np.float32)
-    motion = np.tile(np.eye(4), (2, 1, 1))
-    motion[1, 0, 3] = 3.0
-    points = grid_points((10, 10, 10), np.eye(4))
-    out, inside = resample_series(series, np.eye(4), motion, points, (10, 10, 10))
-    assert inside[:7].all()
-    assert not inside[7:].any()
-    assert (out[7:, ..., 1] == 0).all()
-    assert (out[7:, ..., 0] == 1).all()
-
-
-def test_labels_keep_their_volume_and_values():
-    labels = np.zeros((40, 40, 40), np.int32)
-    labels[5:20, 5:20, 5:20] = 3
-    labels[20:35, 5:20, 5:20] = 7
-    affine = np.eye(4)
-    target = np.diag([3.0, 3, 3, 1])
-    points = grid_points((13, 13, 13), target)
-    out = resample_labels(labels, affine, points, (13, 13, 13), supersampling=voxel_offsets(target))
-    assert set(np.unique(out)) == {0, 3, 7}
-    assert abs((out == 3).sum() * 27 / 15**3 - 1) < 0.15
-    same = resample_labels(labels, affine, grid_points(labels.shape, affine), labels.shape)
-    np.testing.assert_array_equal(same, labels)
-
-
-def test_grid_around_an_oblique_mask_holds_it():
-    mask = np.zeros((30, 30, 30), bool)
-    mask[5:25, 8:20, 4:28] = True
-    for affine in (OBLIQUE, FLIPPED):
-        shape, new = grid_around(mask, affine, resolution=3.0)
-        points = grid_points(mask.shape, affine)[mask.ravel()]
-        index = (points - new[:3, 3]) @ np.linalg.inv(new[:3, :3]).T
-        assert index.min() >= 0
-        assert (index <= np.array(shape) - 1).all()
-        np.testing.assert_allclose(np.linalg.norm(new[:3, :3], axis=0), 3.0)
-        assert (np.diag(new[:3, :3]) > 0).all()
-
-
-# --- bad and odd input ---------------------------------------------------------------------
-
-
-def save(path, values, affine=FLIPPED, **options):
-    nib.save(as_image(values, affine, **options), path)
-    return path
 
 
 def test_bad_series(tmp_path):
@@ -434,7 +282,7 @@ def test_the_validator_accepts_the_derivatives(tmp_path, root):
     rules = (root / "rules" / "preprocess.smk").read_text()
     rules = rules[: rules.index("rule transform_regions")]
     template = "MNI152NLin2009aSym"
-    found = re.findall(r'(anat|func|each_space|figures_of)\(f?"([^"]+)"\)', rules)
+    found = re.findall(r'(anat|func|each_space|each_hemisphere|figures_of)\(f?"([^"]+)"\)', rules)
     run = "sub-01_task-x_run-1"
     names = []
     for kind, name in found:
@@ -443,9 +291,12 @@ def test_the_validator_accepts_the_derivatives(tmp_path, root):
             "anat": [f"sub-01/anat/sub-01_{name}"],
             "func": [f"sub-01/func/{run}_{name}"],
             "each_space": [f"sub-01/func/{run}_space-{s}_{name}" for s in ("T1w", template)],
+            "each_hemisphere": [
+                f"sub-01/func/{run}_hemi-{side}_space-fsaverage5_{name}" for side in "LR"
+            ],
             "figures_of": [f"sub-01/figures/{name}/figure.svg"],
         }[kind]
-    assert len(names) == 12 + 10 + 6
+    assert len(names) == 12 + 10 + 6 + 4
     small = np.ones((4, 4, 4), np.float32)
     for name in names:
         path = tmp_path / name
@@ -457,9 +308,13 @@ def test_the_validator_accepts_the_derivatives(tmp_path, root):
             space = re.search("space-([A-Za-z0-9]+)", name)[1]
             content = {"RepetitionTime": 2.0, "SkullStripped": False, "Type": "Brain"}
             content["SpatialReference"] = spatial_reference(space, "01")
+            if "hemi-" in name:
+                content |= SURFACE_SIDECAR
             path.write_text(json.dumps(content))
         elif name.endswith(".json"):
             path.write_text('{"SkullStripped": false}')
+        elif name.endswith(".gii"):
+            series_image(np.ones((2, 5)), side="left", repetition_time=2.0).to_filename(path)
         else:
             path.write_text("a\tb\n1\t2\n")
     describe_derivatives(
@@ -501,7 +356,8 @@ def plain_workflow(dummy_scans=0):
         timing=Timing(2.0, None, 2),
         spaces=["T1w"],
         resolution=4.0,
-        correct_slices=False,
+        slice_timing=None,
+        interpolation="cubic",
         dummy_scans=dummy_scans,
         fd_threshold=0.5,
         dvars_threshold=1.5,
@@ -599,51 +455,6 @@ def test_several_t1w_are_aligned_and_averaged(tmp_path):
         errors[n] = np.sqrt(np.mean((scale * found - clean[brain]) ** 2))
     # by the square root of two; a pose missed by a voxel would add more than that
     assert errors[2] < errors[1] / 1.3
-
-
-def test_one_space_of_a_flipped_run_and_an_oblique_t1w(tmp_path):
-    """Every image of an output space shows the head where the T1w has it."""
-    pose = rigid_matrix(np.array([5.0, -4, 3, 0.1, -0.05, 0.08]), np.array([0, -15, 20.0]))
-    motion = np.array([[0.0] * 6, [0.5, -0.4, 0.6, 0.01, 0.02, -0.01]])
-    centre, shape = np.array([0.0, -15, 20]), (44, 54, 42)
-    points = grid_points(shape, OBLIQUE)
-    t1w = head(points).reshape(shape)
-    mask = ndimage.binary_opening(t1w > 300)
-    paths = {"t1w_mask": save(tmp_path / "mask.nii", mask.astype(np.uint8), OBLIQUE)}
-    # the run sees the head in another pose: reference mm = pose x T1w mm
-    back = AffineTransform(np.linalg.inv(pose))
-    volumes = [
-        head(
-            back.apply(
-                AffineTransform(np.linalg.inv(rigid_matrix(row, centre))).apply(
-                    grid_points(shape, FLIPPED)
-                )
-            )
-        ).reshape(shape)
-        for row in motion
-    ]
-    series = np.stack(volumes, axis=-1).astype(np.float32)
-    paths["in_file"] = save(tmp_path / "s.nii", series, FLIPPED, repetition_time=2.0)
-    paths["reference"] = save(tmp_path / "r.nii", series[..., 0], FLIPPED)
-    paths["to_t1w"] = write_itk_affine(tmp_path / "to_t1w.txt", pose)
-    table = [rigid_matrix(row, centre)[:3].ravel() for row in motion]
-    paths["matrices"] = tmp_path / "motion.tsv"
-    pd.DataFrame(table).to_csv(paths["matrices"], sep="\t", index=False)
-    made = interfaces.ResampleSpace(
-        **{name: str(path) for name, path in paths.items()},
-        space="T1w",
-        resolution=4.0,
-        repetition_time=2.0,
-    ).run(cwd=tmp_path)
-    found, inside = nib.load(made.outputs.bold), nib.load(made.outputs.mask)
-    assert found.shape[:3] == inside.shape
-    voxels = np.asarray(inside.dataobj) > 0
-    truth = head(grid_points(inside.shape, inside.affine)).reshape(inside.shape)
-    for volume in np.moveaxis(np.asarray(found.dataobj), -1, 0):
-        error = (volume - truth)[voxels]
-        assert np.sqrt((error**2).mean()) < 0.03 * truth[voxels].std()
-    volume = voxels.sum() / mask.sum()
-    assert 0.9 < volume < 1.1
 
 
 def test_registration_gives_the_same_bytes_again(tmp_path):

@@ -15,21 +15,10 @@ from isocortex.preprocess.images import open_image, read_timing
 from isocortex.preprocess.noise_components import HALF
 from isocortex.preprocess.outputs import put_all, sources_of, spatial_reference
 from isocortex.preprocess.registration import make_deterministic
-from isocortex.preprocess.surfaces import DEPTHS
+from isocortex.preprocess.surfaces import SIDECAR
 from isocortex.preprocess.workflows import init_bold_wf, run_workflow
 
 logger = logging.getLogger(__name__)
-
-
-_SURFACE = {
-    "SpatialReference": "fsaverage",
-    "Density": "10,242 vertices per hemisphere (5th order icosahedron, fsaverage5)",
-    "SamplingMethod": (
-        f"Mean over {DEPTHS} depths from white to pial surface of the template, each read from "
-        "the raw run in one interpolation; NaN where the surface has no cortex (medial wall) "
-        "and where a volume does not reach"
-    ),
-}
 
 
 def preprocess_bold(
@@ -179,7 +168,7 @@ def preprocess_bold(
             made["mask_sidecar"].append(_write(folder, f"{space}_mask.json", mask))
         for surface in made["surface"]:
             name = f"{Path(surface).name}.json"
-            made["surface_sidecar"].append(_write(folder, name, {**content, **_SURFACE}))
+            made["surface_sidecar"].append(_write(folder, name, {**content, **SIDECAR}))
         wanted: dict[str, Path] = {}
         for name, value in outputs.items():
             if isinstance(made.get(name), list):

@@ -9,8 +9,10 @@ import isocortex
 from isocortex import provenance
 
 _IGNORE = """\
-# not in the standard: references, confounds and transforms, named as fMRIPrep names them
+# not in the standard: references, runs on surfaces, confounds and transforms, named as fMRIPrep
+# names them
 *_boldref.nii.gz
+*_hemi-*
 *_timeseries.*
 *_xfm.*
 # provenance and the pictures of the reports

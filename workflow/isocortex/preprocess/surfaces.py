@@ -11,6 +11,17 @@ from isocortex.surface import HEMISPHERES, Surface, series_image, template_surfa
 DEPTHS = 6
 """Points between white and pial surface, both included: a step of a fifth, as fMRIPrep's."""
 
+SIDECAR = {
+    "SpatialReference": "fsaverage",
+    "Density": "10,242 vertices per hemisphere (fifth-order icosahedron, fsaverage5)",
+    "SamplingMethod": (
+        f"Mean over {DEPTHS} depths from white to pial surface of the template, each read from "
+        "the raw run in one interpolation; NaN where the surface has no cortex (medial wall) "
+        "and where a volume does not reach"
+    ),
+}
+"""What the JSON sidecar of a surface says beside a volume's entries."""
+
 
 class SurfaceSeries:
     """Mean over depths of a run, vertex by vertex, made a volume at a time.
