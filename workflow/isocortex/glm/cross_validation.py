@@ -34,14 +34,21 @@ class Conditions:
     ----------
     of_trial : list of numpy.ndarray of int, shape (n_trials,)
         For each run the condition of each trial.
+    stimulus_of_trial : list of numpy.ndarray of int, shape (n_trials,)
+        For each run the number of each trial's stimulus among those of the run: those that other
+        runs show too, in the order of their conditions, before those that it alone shows.
     n
         Number of conditions.
+    rest
+        The condition that all stimuli share which one run alone shows; -1 where there are none.
     repeated
         Whether stimuli are shown in several runs.
     """
 
     of_trial: list[np.ndarray]
+    stimulus_of_trial: list[np.ndarray]
     n: int
+    rest: int
     repeated: bool
 
     @property
@@ -49,12 +56,24 @@ class Conditions:
         """For each run its conditions, ascending."""
         return [np.unique(conditions) for conditions in self.of_trial]
 
-    def sum_trials(self, run: int, values: np.ndarray) -> np.ndarray:
-        """Return sums over the trials of each of a run's conditions; values (n_trials, ...)."""
-        found, place = np.unique(self.of_trial[run], return_inverse=True)
-        total = np.zeros((len(found), *values.shape[1:]))
-        np.add.at(total, place, values)
-        return total
+    def n_known(self, run: int) -> int:
+        """Return how many of a run's conditions are stimuli that other runs show too."""
+        return int((self.of_run[run] != self.rest).sum())
+
+    def stimulus_incidence(self, run: int) -> np.ndarray:
+        """Return which trials show which of a run's stimuli: (n_stimuli, n_trials)."""
+        number = self.stimulus_of_trial[run]
+        return (np.arange(number.max() + 1)[:, None] == number).astype(np.float64)
+
+    def incidence(self, run: int) -> np.ndarray:
+        """Return which trials belong to which of a run's conditions: (n of the run, n_trials)."""
+        return (self.of_run[run][:, None] == self.of_trial[run]).astype(np.float64)
+
+    def merge(self, run: int) -> np.ndarray:
+        """Return which of a run's stimuli belong to which condition: (n of the run, n_stimuli)."""
+        number = np.arange(self.stimulus_of_trial[run].max() + 1)
+        condition = np.minimum(number, len(self.of_run[run]) - 1)
+        return (np.arange(len(self.of_run[run]))[:, None] == condition).astype(np.float64)
 
 
 def shared_conditions(stimuli: Sequence[Sequence[str]]) -> Conditions:
@@ -70,18 +89,61 @@ def shared_conditions(stimuli: Sequence[Sequence[str]]) -> Conditions:
     Conditions
         Each stimulus that several runs show is a condition; all others together are one more, the
         response to any stimulus. Where no stimulus is in several runs, this is all there is (an
-        on-off model). Of a single run, what is shown several times in it counts.
+        on-off model).
     """
-    shown: dict[str, set[tuple[int, int]]] = {}
+    shown: dict[str, set[int]] = {}
     for run, names in enumerate(stimuli):
-        for trial, name in enumerate(names):
-            where = (run, 0) if len(stimuli) > 1 else (run, trial)
-            shown.setdefault(name, set()).add(where)
+        for name in names:
+            shown.setdefault(name, set()).add(run)
     several = {name: k for k, name in enumerate(n for n, w in shown.items() if len(w) > 1)}
     rest = len(several)
     of_trial = [np.array([several.get(name, rest) for name in names]) for names in stimuli]
+    numbers = []
+    for names in stimuli:
+        ordered = sorted(dict.fromkeys(names), key=lambda name: several.get(name, rest))
+        place = {name: k for k, name in enumerate(ordered)}
+        numbers.append(np.array([place[name] for name in names]))
     n = 1 + max(int(run.max()) for run in of_trial)
-    return Conditions(of_trial, n, repeated=bool(several) and len(stimuli) > 1)
+    return Conditions(of_trial, numbers, n, rest if n > rest else -1, repeated=bool(several))
+
+
+class Alone:
+    """Takes the stimuli that one run alone shows out of what its other stimuli are to explain.
+
+    Parameters
+    ----------
+    gram : numpy.ndarray, shape (n_stimuli, n_stimuli)
+        Cross-product of the regressors of a run's stimuli, those known to other runs first.
+    n_known
+        How many those are.
+
+    Attributes
+    ----------
+    gram : numpy.ndarray, shape (n_known, n_known)
+        What is left of their cross-product.
+    """
+
+    def __init__(self, gram: np.ndarray, n_known: int) -> None:
+        self._n = n_known
+        self._norm, self._factor = _factor(gram[n_known:, n_known:])
+        self._share = _substitute(self._norm, self._factor, gram[n_known:, :n_known])
+        self.gram = gram[:n_known, :n_known] - gram[:n_known, n_known:] @ self._share
+
+    def take_out(self, cross: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return what is left of products with time series, and the squares that went.
+
+        Parameters
+        ----------
+        cross : numpy.ndarray, shape (n_stimuli, v)
+
+        Returns
+        -------
+        cross : numpy.ndarray, shape (n_known, v)
+        squares : numpy.ndarray, shape (v,)
+        """
+        alone = cross[self._n :]
+        response = _substitute(self._norm, self._factor, alone)
+        return cross[: self._n] - self._share.T @ alone, np.einsum("cv,cv->v", response, alone)
 
 
 def held_out_squares(
@@ -111,7 +173,7 @@ def held_out_squares(
     Returns
     -------
     numpy.ndarray, shape (v,)
-        Sum over runs. With a single run: the squared error of the fit to that run.
+        Sum over runs.
 
     Notes
     -----
@@ -119,7 +181,8 @@ def held_out_squares(
     """
     test_gram = gram if test_gram is None else test_gram
     test_cross = cross if test_cross is None else test_cross
-    n, v = 1 + max(int(run.max()) for run in of_run), cross[0].shape[1]
+    n = 1 + max((int(run.max()) for run in of_run if run.size), default=-1)
+    v = len(squares)
     whole_gram, whole_cross, count = np.zeros((n, n)), np.zeros((n, v)), np.zeros(n, dtype=int)
     for own, part, products in zip(of_run, gram, cross, strict=True):
         whole_gram[np.ix_(own, own)] += part
@@ -127,28 +190,37 @@ def held_out_squares(
         count[own] += 1
     error = squares.astype(np.float64, copy=True)
     for run, own in enumerate(of_run):
-        others_gram, others_cross, known = whole_gram, whole_cross, count > 0
-        if len(of_run) > 1:
-            others_gram, others_cross = whole_gram.copy(), whole_cross.copy()
-            others_gram[np.ix_(own, own)] -= gram[run]
-            others_cross[own] -= cross[run]
-            known = count - np.isin(np.arange(n), own) > 0
+        others_gram, others_cross = whole_gram.copy(), whole_cross.copy()
+        others_gram[np.ix_(own, own)] -= gram[run]
+        others_cross[own] -= cross[run]
+        known = count - np.isin(np.arange(n), own) > 0
+        if not known.any():
+            continue
         response = np.zeros((n, v))
-        response[known] = _solve(others_gram[np.ix_(known, known)], others_cross[known])
+        response[known] = _substitute(
+            *_factor(others_gram[np.ix_(known, known)]), others_cross[known]
+        )
         response = response[own]
         error -= 2 * np.einsum("cv,cv->v", response, test_cross[run])
         error += np.einsum("cv,cv->v", response, test_gram[run] @ response)
     return error
 
 
-def _solve(gram: np.ndarray, cross: np.ndarray) -> np.ndarray:
-    """Solve normal equations, nearly collinear ones too."""
-    norm = np.sqrt(np.diag(gram))
-    norm = np.where(norm > 1e-12 * max(norm.max(initial=0.0), 1e-300), norm, np.inf)
+def _factor(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the regressors' lengths and the Cholesky factor of normal equations."""
+    norm = np.sqrt(np.maximum(np.diag(gram), 0))
+    norm = np.where(norm > 1e-12 * norm.max(initial=1e-300), norm, np.inf)
     scaled = gram / norm[:, None] / norm
     np.fill_diagonal(scaled, 1 + PENALTY)
-    factor = scipy.linalg.cho_factor(scaled, check_finite=False)
-    return scipy.linalg.cho_solve(factor, cross / norm[:, None], check_finite=False) / norm[:, None]
+    return norm, np.linalg.cholesky(scaled)
+
+
+def _substitute(norm: np.ndarray, factor: np.ndarray, cross: np.ndarray) -> np.ndarray:
+    """Solve normal equations."""
+    if not norm.size:
+        return np.zeros_like(cross)
+    solved = scipy.linalg.cho_solve((factor, True), cross / norm[:, None], check_finite=False)
+    return solved / norm[:, None]
 
 
 def choose_number(curve: np.ndarray) -> int:
@@ -205,8 +277,8 @@ def fit_fractions(
     session
         Of each run: responses are compared in standard deviations from their session's mean.
     fractions
-        To choose from, ascending; with one, or where no stimulus is in several runs, it is the
-        last.
+        To choose from, ascending; one alone is taken. Where no stimulus is in several runs there
+        is no choice, and no penalty.
 
     Returns
     -------
@@ -224,7 +296,7 @@ def fit_fractions(
     plain = [model.rotation @ values for model, values in zip(models, rotated, strict=True)]
     v = rotated[0].shape[1]
     if len(fractions) == 1 or not conditions.repeated:
-        chosen = np.full(v, float(fractions[-1]))
+        chosen = np.full(v, float(fractions[0]) if len(fractions) == 1 else 1.0)
     else:
         chosen = _choose_fraction(
             models, rotated, plain, measured, conditions, session, np.asarray(fractions, float)
@@ -257,55 +329,46 @@ def _choose_fraction(
     fractions: np.ndarray,
 ) -> np.ndarray:
     """Return each voxel's fraction of the least cross-validated error, the larger of equals."""
-    v = rotated[0].shape[1]
-    n_runs = len(models)
-    count = np.zeros(conditions.n, dtype=int)
-    own = [np.where(measured[r], conditions.of_trial[r], -1) for r in range(n_runs)]
-    within = []
-    for trials in own:
-        here = np.bincount(trials[trials >= 0], minlength=conditions.n)
-        within.append(here)
-        count += here
-    # What stimuli in one run alone have in common is no stimulus' own response.
-    single = conditions.n - 1 if _has_rest(conditions) else -1
-    tested = [
-        np.flatnonzero((trials >= 0) & (trials != single) & ((count - here)[trials] > 0))
-        for trials, here in zip(own, within, strict=True)
-    ]
+    v, of_run = rotated[0].shape[1], conditions.of_run
+    sums = [conditions.incidence(run) * mask for run, mask in enumerate(measured)]
+    count = np.zeros(conditions.n)
+    for own, here in zip(of_run, sums, strict=True):
+        count[own] += here.sum(axis=1)
+    tested, place, others = [], [], []
+    for run, (own, here) in enumerate(zip(of_run, sums, strict=True)):
+        where = np.searchsorted(own, conditions.of_trial[run])
+        left = (count[own] - here.sum(axis=1))[where]
+        # What stimuli of one run alone have in common is no stimulus' own response.
+        rows = np.flatnonzero(
+            measured[run] & (left > 0) & (conditions.of_trial[run] != conditions.rest)
+        )
+        tested.append(rows)
+        place.append(where[rows])
+        others.append(left[rows, None])
     target, spread = _standardise(plain, measured, session)
     best, least = np.zeros(v, dtype=int), np.full(v, np.inf)
     for index in range(len(fractions) - 1, -1, -1):
-        shrunk = [
-            model.rotation @ model.shrink(values, fractions[index])
-            for model, values in zip(models, rotated, strict=True)
-        ]
-        shrunk, _ = _standardise(shrunk, measured, session, spread=spread)
-        same = sum(np.einsum("tv,tv->v", a[m], a[m]) for a, m in zip(shrunk, measured))
-        both = sum(np.einsum("tv,tv->v", a[m], b[m]) for a, b, m in zip(shrunk, target, measured))
-        scale = _ratio(both, same)
+        shrunk, _ = _standardise(
+            [
+                model.rotation @ model.shrink(values, fractions[index])
+                for model, values in zip(models, rotated, strict=True)
+            ],
+            measured,
+            session,
+            spread=spread,
+        )
+        scale = _regression(shrunk, target, measured)
+        means = [here @ values for here, values in zip(sums, shrunk, strict=True)]
         total = np.zeros((conditions.n, v))
-        for run in range(n_runs):
-            np.add.at(total, own[run][measured[run]], shrunk[run][measured[run]])
+        for own, values in zip(of_run, means, strict=True):
+            total[own] += values
         error = np.zeros(v)
-        for run in range(n_runs):
-            rows = tested[run]
-            if not rows.size:
-                continue
-            here = np.zeros((conditions.n, v))
-            np.add.at(here, own[run][measured[run]], shrunk[run][measured[run]])
-            wanted = own[run][rows]
-            others = (count - within[run])[wanted][:, None]
-            predicted = scale * (total[wanted] - here[wanted]) / others
-            error += np.sum((predicted - target[run][rows]) ** 2, axis=0)
+        for run, own in enumerate(of_run):
+            predicted = (total[own] - means[run])[place[run]] / others[run]
+            error += np.sum((scale * predicted - target[run][tested[run]]) ** 2, axis=0)
         better = error < least
         best[better], least[better] = index, error[better]
     return fractions[best]
-
-
-def _has_rest(conditions: Conditions) -> bool:
-    """Whether the last condition is what stimuli of one run alone share."""
-    last = conditions.n - 1
-    return sum(last in run for run in conditions.of_run) < 2 or conditions.rest
 
 
 def _standardise(
@@ -336,18 +399,26 @@ def _restore_scale(
 
     One factor and one offset a voxel, by least squares over all trials, as GLMsingle does.
     """
-    shrunk = np.concatenate([values[m] for values, m in zip(beta, measured, strict=True)])
-    target = np.concatenate([values[m] for values, m in zip(plain, measured, strict=True)])
-    mean, wanted = shrunk.mean(axis=0), target.mean(axis=0)
-    shrunk, target = shrunk - mean, target - wanted
-    scale = _ratio(
-        np.einsum("tv,tv->v", shrunk, target), np.einsum("tv,tv->v", shrunk, shrunk)
-    )
-    return [scale * (values - mean) + wanted for values in beta]
+    centred, means = [], []
+    for parts in (beta, plain):
+        mean = np.concatenate([p[m] for p, m in zip(parts, measured, strict=True)]).mean(axis=0)
+        centred.append([values - mean for values in parts])
+        means.append(mean)
+    scale = _regression(*centred, measured)
+    return [scale * values + means[1] for values in centred[0]]
 
 
-def _ratio(both: np.ndarray, same: np.ndarray) -> np.ndarray:
-    """Return the factor of a regression; 1 where there is none or it would turn signs around."""
+def _regression(
+    beta: Sequence[np.ndarray], target: Sequence[np.ndarray], measured: Sequence[np.ndarray]
+) -> np.ndarray:
+    """Return each voxel's factor from centred responses to others over the measured trials.
+
+    It is 1 where there is none, or where it would turn signs around.
+    """
+    same = both = 0.0
+    for values, wanted, mask in zip(beta, target, measured, strict=True):
+        same = same + np.einsum("tv,tv->v", values[mask], values[mask])
+        both = both + np.einsum("tv,tv->v", values[mask], wanted[mask])
     with np.errstate(divide="ignore", invalid="ignore"):
         found = both / same
     return np.where((same > 0) & (found > 0), found, 1.0)

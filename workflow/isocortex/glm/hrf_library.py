@@ -17,6 +17,8 @@ PEAKS = (3.5, 8.0)
 """Time to peak of the first and the last response to an impulse, s."""
 WIDTHS = (4.0, 7.0)
 """Their full width at half maximum, s; at the canonical peak of 5 s the width is 5 s."""
+CANONICAL_PEAK = 5.0
+"""Time to peak of a library of one, whose width is the same, s."""
 UNDERSHOOT = 0.35
 """Area of the undershoot over that of the response."""
 UNDERSHOOT_DELAY = 1.5
@@ -44,6 +46,11 @@ class HRFLibrary:
 
     def __len__(self) -> int:
         return len(self.peak)
+
+    @property
+    def canonical(self) -> int:
+        """Number of the response that peaks closest to `CANONICAL_PEAK`."""
+        return int(np.abs(self.peak - CANONICAL_PEAK).argmin())
 
     def area(self, time: np.ndarray, index: int | slice = slice(None)) -> np.ndarray:
         """Return the integral of responses up to some times.
@@ -130,7 +137,7 @@ def hrf_library(n_hrfs: int = 20) -> HRFLibrary:
     if n_hrfs < 1:
         raise ValueError(f"{n_hrfs} haemodynamic responses: ask for at least 1")
     if n_hrfs == 1:
-        return HRFLibrary(np.array([5.0]), np.array([5.0]))
+        return HRFLibrary(np.array([CANONICAL_PEAK]), np.array([CANONICAL_PEAK]))
     part = np.linspace(0, 1, _FINE)
     fine = HRFLibrary(*(low + part * (high - low) for low, high in (PEAKS, WIDTHS)))
     curve = np.diff(fine.area(np.arange(0, _LONGEST, 0.2)), axis=1)
