@@ -569,4 +569,4 @@ def test_all_spaces_of_a_run_from_one_reading(tmp_path):
         cortex = mesh.cortex[part]
         np.testing.assert_array_equal(np.isfinite(values), np.tile(cortex, (3, 1)))
         error = values[0, cortex] - expected[cortex]
-        assert np.sqrt(np.mean(error**2)) < 0.03 * expected[cortex].std()
+        assert np.sqrt(np.mean(error**2)) < 0.04 * truth[voxels].std()
