@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from isocortex.errors import InputError
+from isocortex.jobs import end_with_workflow
 
 PACKAGE = Path(__file__).resolve().parent
 SCRIPTS = PACKAGE.parent
@@ -356,8 +357,9 @@ def job_log(path: str | Path, *, where: str) -> Iterator[None]:
     Notes
     -----
     Bad input (`InputError`) ends in one line; any other failure in the traceback in the log, and
-    one line. Both end the process with exit code 1.
+    one line. Both end the process with exit code 1. The job does not outlive its Snakemake.
     """
+    end_with_workflow()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from isocortex import provenance
 from isocortex.errors import InputError
+from isocortex.jobs import working_folder
+from isocortex.preprocess.engine import run_workflow
 from isocortex.preprocess.images import open_image
 from isocortex.preprocess.outputs import put_all, sources_of
 from isocortex.preprocess.registration import TEMPLATE, make_deterministic
-from isocortex.preprocess.workflows import init_anat_wf, run_workflow
+from isocortex.preprocess.workflows import init_anat_wf
 
 logger = logging.getLogger(__name__)
 
@@ -70,13 +71,13 @@ def preprocess_anat(
     # the workers are forked: they inherit ITK's single thread
     make_deterministic(seed)
     log = Path(log)
-    with tempfile.TemporaryDirectory(prefix="isocortex-anat-", dir=temporary) as folder:
+    with working_folder("anat", log, within=temporary) as folder:
         workflow = init_anat_wf(seed=seed, n_images=len(paths))
         workflow.get_node("inputnode").inputs.t1w = [str(path.resolve()) for path in paths]
         made = dict(
             run_workflow(
                 workflow,
-                folder=Path(folder),
+                folder=folder,
                 crash_file=log.with_name(f"{log.stem}.crash.txt"),
                 where=f"sub-{subject}",
                 threads=threads,
@@ -84,7 +85,7 @@ def preprocess_anat(
             )
         )
         qc = made.pop("qc")
-        sidecar = Path(folder) / "sidecar.json"
+        sidecar = folder / "sidecar.json"
         provenance.write_json(
             sidecar,
             {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ from nipype.pipeline.engine import Node, Workflow
 from isocortex import provenance
 from isocortex.bids import Fieldmap
 from isocortex.fieldmaps_metadata import echo_times, opposite_groups, units_of
+from isocortex.jobs import working_folder
+from isocortex.preprocess.engine import run_workflow
 from isocortex.preprocess.interfaces import distortion as own
 from isocortex.preprocess.outputs import put_all, sources_of
 from isocortex.preprocess.registration import make_deterministic
-from isocortex.preprocess.workflows import run_workflow
 
 logger = logging.getLogger(__name__)
 
@@ -141,11 +141,11 @@ def estimate_fieldmap(
     """
     make_deterministic(seed)
     log = Path(log)
-    with tempfile.TemporaryDirectory(prefix="isocortex-fieldmap-", dir=temporary) as folder:
+    with working_folder("fieldmap", log, within=temporary) as folder:
         made = dict(
             run_workflow(
                 init_fieldmap_wf(fieldmap),
-                folder=Path(folder),
+                folder=folder,
                 crash_file=log.with_name(f"{log.stem}.crash.txt"),
                 where=f"sub-{subject} fieldmap {fieldmap.id}",
                 threads=threads,
@@ -167,7 +167,7 @@ def estimate_fieldmap(
             },
         }
         for name, content in described.items():
-            made[name] = Path(folder) / f"{name}.json"
+            made[name] = folder / f"{name}.json"
             provenance.write_json(made[name], content)
         sidecars = [path for files in fieldmap.sidecars for path in files]
         put_all(

@@ -1,0 +1,175 @@
+"""How a nipype workflow is run inside a Snakemake job, and how it fails."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from nipype.pipeline.engine import Workflow
+from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer
+
+from isocortex.errors import InputError
+from isocortex.jobs import die_with_parent
+
+_INPUT_ERROR = re.compile(r"isocortex\.errors\.InputError: (.+)")
+_ERROR_LINE = re.compile(r"^\s*[\w.]+(Error|Exit)")
+
+
+class WatchedMultiProcPlugin(MultiProcPlugin):
+    """nipype's MultiProc, of which no worker outlives its job, and no job waits for a dead worker.
+
+    A worker that the system kills, mostly for want of memory, breaks the pool: nipype's own plugin
+    waits for ever for what it was at.
+    """
+
+    def __init__(self, plugin_args: Mapping[str, Any]) -> None:
+        super().__init__(plugin_args=plugin_args)
+        self.pool.shutdown(wait=False)
+        # forked: workers inherit ITK's single thread and what is imported
+        self.pool = ProcessPoolExecutor(
+            max_workers=self.processors,
+            initializer=_start_worker,
+            initargs=(self._cwd, os.getpid()),
+            mp_context=get_context("fork"),
+        )
+        self._running: dict[int, str] = {}
+
+    def _submit_job(self, node: Any, updatehash: bool = False) -> int:
+        taskid = self._taskid + 1
+        self._running[taskid] = node.fullname
+        try:
+            return super()._submit_job(node, updatehash=updatehash)
+        except BrokenProcessPool:
+            self._taskid = taskid
+            self._task_obj[taskid] = None
+            self._taskresult[taskid] = self._killed(taskid)
+            return taskid
+
+    def _async_callback(self, args: Future) -> None:
+        try:
+            super()._async_callback(args)
+        except BrokenProcessPool:
+            for taskid in list(self._running):
+                self._taskresult.setdefault(taskid, self._killed(taskid))
+
+    def _clear_task(self, taskid: int) -> None:
+        self._running.pop(taskid, None)
+        super()._clear_task(taskid)
+
+    def _killed(self, taskid: int) -> dict[str, Any]:
+        """Return what a step that was killed leaves, in the manner of nipype's run_node."""
+        others = sorted(set(self._running.values()) - {self._running[taskid]})
+        beside = f" (or one of {', '.join(others)} beside it)" if others else ""
+        line = (
+            f"ChildProcessError: its process was killed{beside}, mostly for want of memory: give "
+            "the rule more mem_mb, or fewer jobs at a time\n"
+        )
+        return {"result": None, "traceback": [line], "taskid": taskid}
+
+    def stop(self) -> None:
+        """End all workers, whatever they are at."""
+        workers = list((self.pool._processes or {}).values())
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.join()
+
+
+def _start_worker(folder: str, parent: int) -> None:
+    die_with_parent(parent)
+    process_initializer(folder)
+
+
+def run_workflow(
+    workflow: Workflow,
+    *,
+    folder: Path,
+    crash_file: Path,
+    where: str,
+    threads: int,
+    mem_mb: int,
+) -> Mapping[str, Any]:
+    """Run a workflow with nipype's MultiProc and give back what its outputnode holds.
+
+    Parameters
+    ----------
+    workflow
+        With an ``outputnode``.
+    folder
+        Working folder; the caller removes it.
+    crash_file
+        Where nipype's crash report goes if a step fails.
+    where
+        Subject and run, for messages.
+    threads, mem_mb
+        What the job may use.
+
+    Returns
+    -------
+    dict
+        Output name to value.
+
+    Raises
+    ------
+    InputError
+        A step found bad input; the message is the step's.
+    RuntimeError
+        A step failed, or its process was killed: names the interface, the subject and run, and
+        the crash file.
+    """
+    crashes = folder / "crash"
+    workflow.base_dir = str(folder)
+    workflow.config["execution"] = {
+        "crashdump_dir": str(crashes),
+        "crashfile_format": "txt",
+        "poll_sleep_duration": "0.05",
+        "stop_on_first_crash": "true",
+        "remove_unnecessary_outputs": "false",
+        "hash_method": "timestamp",
+        "check_version": "false",
+    }
+    sources = [
+        (source, output, name)
+        for source, _, data in workflow._graph.in_edges(workflow.get_node("outputnode"), data=True)
+        for output, name in data["connect"]
+    ]
+    plugin = WatchedMultiProcPlugin(
+        {"n_procs": max(threads, 1), "memory_gb": mem_mb / 1000, "raise_insufficient": False}
+    )
+    crash_file.unlink(missing_ok=True)
+    try:
+        graph = workflow.run(plugin=plugin)
+    except Exception as error:
+        raise _explain(error, crashes, crash_file, where) from None
+    finally:
+        plugin.stop()
+    results = {node.name: node for node in graph.nodes()}
+    return {
+        name: getattr(results[source.name].result.outputs, output)
+        for source, output, name in sources
+    }
+
+
+def _explain(error: Exception, crashes: Path, crash_file: Path, where: str) -> Exception:
+    """The failure in one line, and nipype's report beside the log."""
+    reports = sorted(crashes.glob("crash-*")) if crashes.is_dir() else []
+    text = "\n".join([str(error), *(r.read_text(errors="replace") for r in reports)])
+    told = _INPUT_ERROR.search(text)
+    if told:
+        return InputError(f"{told[1].strip()} ({where})")
+    names = re.findall(r"^Node: (\S+)", text, re.MULTILINE) or ["workflow"]
+    lines = [line.strip() for line in text.splitlines() if _ERROR_LINE.match(line)]
+    reason = lines[-1] if lines else str(error).splitlines()[0]
+    if reports:
+        crash_file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(reports[0], crash_file)
+        reason = f"{reason}; crash report in {crash_file}"
+    return RuntimeError(f"{names[0]} failed for {where}: {reason}")
