@@ -9,7 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from isocortex.preprocess.figures import FigureBook, mosaic
+from isocortex.preprocess.figures.book import FigureBook, mosaic
 from isocortex.preprocess.masks import epi_mask
 from isocortex.preprocess.registration import foreground
 from isocortex.preprocess.resampling import grid_around, resample_volume
@@ -98,17 +98,24 @@ def fieldmap_figures(
 
 
 def add_distortion_figure(
-    book: FigureBook, *, recorded: nib.Nifti1Image, corrected: nib.Nifti1Image
+    folder: Path,
+    *,
+    recorded: nib.Nifti1Image,
+    corrected: nib.Nifti1Image,
+    qc: Mapping[str, Any],
 ) -> None:
     """Add a run's reference before and after its correction to its pictures.
 
     Parameters
     ----------
-    book
-        Of the run.
+    folder
+        Of the run's figures, with figures.json.
     recorded, corrected
         References on one grid.
+    qc
+        Numbers for the report.
     """
+    book = FigureBook(folder)
     after = np.asarray(corrected.dataobj, np.float32)
     head = epi_mask(after)
     shape, grid = grid_around(head, corrected.affine, resolution=_RESOLUTION, margin=8.0)
@@ -125,8 +132,11 @@ def add_distortion_figure(
         pictures[0],
         "bold_distortion.png",
         "Susceptibility distortion",
-        "BOLD reference as recorded and undistorted, in turn, with the outline of the brain of "
-        "the undistorted one.",
+        f"BOLD reference as recorded and undistorted ({qc['distortion']}), in turn, with the "
+        f"outline of the brain of the undistorted one; signal moved by "
+        f"{qc['distortion_median_mm']:.1f} mm in the median and {qc['distortion_max_mm']:.1f} mm "
+        "at most.",
         flicker=pictures[1],
         labels=("recorded", "undistorted"),
     )
+    book.close(qc)

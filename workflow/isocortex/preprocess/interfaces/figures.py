@@ -11,10 +11,12 @@ from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     File,
     TraitedSpec,
+    isdefined,
     traits,
 )
 
 from isocortex.preprocess import figures
+from isocortex.preprocess.distortion_figures import add_distortion_figure
 from isocortex.preprocess.interfaces.base import Interface
 from isocortex.preprocess.transforms import (
     read_itk_affine,
@@ -90,6 +92,9 @@ class BoldFiguresInput(BaseInterfaceInputSpec):
     crown = File(exists=True, mandatory=True, desc="band around the brain")
     measures = traits.Dict(usedefault=True, desc="image quality measures, for qc")
     registration = traits.Dict(usedefault=True, desc="numbers on the registration, for qc")
+    distortion = traits.Dict(usedefault=True, desc="what was corrected, for qc")
+    recorded = File(exists=True, desc="reference before its correction for distortion")
+    undistorted = File(exists=True, desc="reference after it")
 
 
 class BoldFigures(Interface):
@@ -120,13 +125,16 @@ class BoldFigures(Interface):
             ),
             **self.inputs.measures,
             **self.inputs.registration,
+            **self.inputs.distortion,
         }
         figures.bold_figures(
             folder,
             reference=nib.load(self.inputs.reference),
+            mean=nib.load(self.inputs.mean),
             series=nib.load(self.inputs.bold),
             mask=mask,
             tissues=np.asarray(nib.load(self.inputs.tissues).dataobj),
+            crown=np.asarray(nib.load(self.inputs.crown).dataobj) > 0,
             tsnr=tsnr,
             to_t1w=read_itk_affine(self.inputs.to_t1w).matrix,
             t1w=nib.load(self.inputs.t1w),
@@ -137,6 +145,13 @@ class BoldFigures(Interface):
             dvars_threshold=self.inputs.dvars_threshold,
             qc=qc,
         )
+        if isdefined(self.inputs.recorded):
+            add_distortion_figure(
+                folder,
+                recorded=nib.load(self.inputs.recorded),
+                corrected=nib.load(self.inputs.undistorted),
+                qc=qc,
+            )
         self._results["figures"] = str(folder)
         self._results["qc"] = qc
         return runtime
