@@ -46,13 +46,15 @@ def preprocess_bold(
     sidecars
         Its JSON files, the dataset's root first.
     anatomy
-        Outputs of `preprocess_anat`: t1w, mask, dseg, gm, wm, csf, to_template.
+        Outputs of `preprocess_anat`: t1w, mask, dseg, gm, wm, csf, to_template. Empty for a
+        subject without a T1w, whose run goes straight to the template.
     subject, run
         Labels, for messages and the manifest.
     outputs
         Name to file: bold, mask, boldref, sidecar, mask_sidecar (a list each, in the order of
         volumes of ``options["spaces"]``), surface, surface_sidecar (left and right hemisphere of
-        each surface there), confounds, confounds_json, motion, to_t1w, figures (a folder),
+        each surface there), confounds, confounds_json, motion, to_t1w (without a T1w:
+        to_template and from_template), figures (a folder),
         manifest.
     options
         The config's ``preprocess`` section: spaces, resolution, slice_timing, slice_timing_order,
@@ -132,12 +134,13 @@ def preprocess_bold(
             compcor=HALF if choice == "50%" else int(choice),
             series_gb=float(np.prod(image.shape)) * 4e-9,
             seed=seed,
+            has_t1w=bool(anatomy),
             threads=threads,
         )
         start = workflow.get_node("inputnode").inputs
         start.bold = str(bold.resolve())
-        for name in ("t1w", "mask", "dseg", "gm", "wm", "csf", "to_template"):
-            setattr(start, name, str(Path(anatomy[name]).resolve()))
+        for name, path in anatomy.items():
+            setattr(start, name, str(Path(path).resolve()))
         made = dict(
             run_workflow(
                 workflow,

@@ -23,6 +23,7 @@ from isocortex.preprocess.images import Timing
 
 logger = logging.getLogger(__name__)
 
+ANATOMY = ["t1w", "mask", "dseg", "gm", "wm", "csf", "to_template"]
 _ERROR_LINE = re.compile(r"^\s*[\w.]+(Error|Exit|Exception)\b")
 _INPUT_ERROR = re.compile(r"isocortex\.errors\.InputError: (.+)")
 
@@ -120,6 +121,7 @@ def init_bold_wf(
     compcor: float,
     series_gb: float,
     seed: int,
+    has_t1w: bool = True,
     threads: int = 1,
     name: str = "bold_wf",
 ) -> Workflow:
@@ -150,6 +152,9 @@ def init_bold_wf(
         Size of the run in float32.
     seed
         Of ANTs.
+    has_t1w
+        Whether there is an anatomy; without one the reference goes straight to the template,
+        whose tissues stand in, and there is a to_template and a from_template, but no to_t1w.
     threads
         Of each resampling.
     name
@@ -164,10 +169,8 @@ def init_bold_wf(
         motion, to_t1w, figures, qc, n_dummy.
     """
     workflow = Workflow(name=name)
-    inputs = Node(
-        IdentityInterface(fields=["bold", "t1w", "mask", "dseg", "gm", "wm", "csf", "to_template"]),
-        name="inputnode",
-    )
+    inputs = Node(IdentityInterface(fields=["bold", *ANATOMY]), name="inputnode")
+    transforms = ["to_t1w"] if has_t1w else ["to_template", "from_template"]
     per_space = ("bold", "mask", "boldref", "surface")
     outputs = Node(
         IdentityInterface(
@@ -176,7 +179,7 @@ def init_bold_wf(
                 "confounds",
                 "confounds_json",
                 "motion",
-                "to_t1w",
+                *transforms,
                 "figures",
                 "qc",
             ]
@@ -189,12 +192,18 @@ def init_bold_wf(
         own.ReadSeries(repetition_time=repetition_time), name="read", mem_gb=base + 2 * series_gb
     )
     motion = Node(own.EstimateMotion(), name="estimate_motion", mem_gb=base + 2 * series_gb)
-    coregister = Node(own.Coregister(seed=seed), name="coregister", mem_gb=1.0)
+    if has_t1w:
+        coregister, anatomy = Node(own.Coregister(seed=seed), name="coregister", mem_gb=1.0), inputs
+        workflow.connect([(inputs, coregister, [(n, n) for n in ("t1w", "mask", "gm", "wm")])])
+    else:
+        coregister = Node(own.NormaliseReference(seed=seed), name="normalise_reference", mem_gb=1.5)
+        anatomy = Node(IdentityInterface(fields=ANATOMY), name="anatomy")
+        stand_in = [("reference", "t1w"), ("brain", "mask"), *((n, n) for n in ANATOMY[2:])]
+        workflow.connect([(coregister, anatomy, stand_in)])
     workflow.connect(
         [
             (inputs, read, [("bold", "in_file")]),
             (read, motion, [("out_file", "in_file")]),
-            (inputs, coregister, [(n, n) for n in ("t1w", "mask", "gm", "wm")]),
             (motion, coregister, [("reference", "reference")]),
         ]
     )
@@ -224,7 +233,7 @@ def init_bold_wf(
             (read, resample, [("out_file", "in_file")]),
             (motion, resample, [("matrices", "matrices")]),
             (coregister, resample, [(n, n) for n in ("to_t1w", "reference", "signal")]),
-            (inputs, resample, [("mask", "t1w_mask"), ("to_template", "to_template")]),
+            (anatomy, resample, [("mask", "t1w_mask"), ("to_template", "to_template")]),
             (resample, outputs, [(what, what) for what in per_space]),
         ]
     )
@@ -270,7 +279,7 @@ def init_bold_wf(
     )
     workflow.connect(
         [
-            (inputs, masks, [("gm", "gm"), ("wm", "wm"), ("csf", "csf")]),
+            (anatomy, masks, [("gm", "gm"), ("wm", "wm"), ("csf", "csf")]),
             (resample, masks, [("native_mask", "mask")]),
             (coregister, masks, [("to_t1w", "to_t1w")]),
             (motion, displacement, [("parameters", "in_file")]),
@@ -297,7 +306,7 @@ def init_bold_wf(
                 [("out_nstd", "dvars"), ("out_std", "std_dvars"), ("out_vxstd", "voxelwise_dvars")],
             ),
             (coregister, quality, [("to_t1w", "to_t1w")]),
-            (inputs, quality, [("mask", "t1w_mask"), ("to_template", "to_template")]),
+            (anatomy, quality, [("mask", "t1w_mask"), ("to_template", "to_template")]),
             (quality, pictures, [("qc", "measures")]),
             (motion, pictures, [("reference", "mean")]),
             (masks, pictures, [("crown", "crown")]),
@@ -306,11 +315,11 @@ def init_bold_wf(
             (resample, pictures, [("native_bold", "bold"), ("native_mask", "mask")]),
             (masks, pictures, [("tissues", "tissues")]),
             (tsnr, pictures, [("tsnr_file", "tsnr")]),
-            (inputs, pictures, [("t1w", "t1w"), ("dseg", "dseg")]),
+            (anatomy, pictures, [("t1w", "t1w"), ("dseg", "dseg")]),
             (confounds, pictures, [("table", "confounds")]),
             (confounds, outputs, [("table", "confounds"), ("sidecar", "confounds_json")]),
             (motion, outputs, [("matrices", "motion")]),
-            (coregister, outputs, [("to_t1w", "to_t1w")]),
+            (coregister, outputs, [(n, n) for n in transforms]),
             (pictures, outputs, [("figures", "figures"), ("qc", "qc")]),
         ]
     )

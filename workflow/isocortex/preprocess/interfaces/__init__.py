@@ -16,7 +16,7 @@ from isocortex.preprocess.interfaces.confounds import (
 from isocortex.preprocess.interfaces.figures import AnatomyFigures, BoldFigures
 from isocortex.preprocess.interfaces.motion import EstimateMotion, ReadSeries
 from isocortex.preprocess.interfaces.quality import RunQuality
-from isocortex.preprocess.interfaces.registration import Coregister
+from isocortex.preprocess.interfaces.registration import Coregister, NormaliseReference
 from isocortex.preprocess.interfaces.resampling import ResampleSeries
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "NoiseComponents",
     "NoiseMasks",
     "Normalise",
+    "NormaliseReference",
     "ReadSeries",
     "ResampleSeries",
     "RunQuality",
