@@ -63,7 +63,8 @@ def preprocess_bold(
     seed
         Of ANTs' sampling.
     log
-        The rule's log; a crash report goes beside it as ``<log stem>.crash.txt``.
+        The rule's log; the seconds of each step go beside it as ``<log stem>.seconds.json``,
+        and a crash report as ``<log stem>.crash.txt``.
     temporary
         Folder for the working folder; the system's by default.
     threads, mem_mb
@@ -149,6 +150,7 @@ def preprocess_bold(
                 where=where,
                 threads=threads,
                 mem_mb=mem_mb,
+                seconds_file=log.with_name(f"{log.stem}.seconds.json"),
             )
         )
         qc = made.pop("qc")

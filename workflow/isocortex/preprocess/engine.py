@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import re
 import shutil
@@ -17,6 +19,8 @@ from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializ
 
 from isocortex.errors import InputError
 from isocortex.jobs import die_with_parent
+
+logger = logging.getLogger(__name__)
 
 _INPUT_ERROR = re.compile(r"isocortex\.errors\.InputError: (.+)")
 _ERROR_LINE = re.compile(r"^\s*[\w.]+(Error|Exit)")
@@ -96,6 +100,7 @@ def run_workflow(
     where: str,
     threads: int,
     mem_mb: int,
+    seconds_file: Path | None = None,
 ) -> Mapping[str, Any]:
     """Run a workflow with nipype's MultiProc and give back what its outputnode holds.
 
@@ -111,6 +116,9 @@ def run_workflow(
         Subject and run, for messages.
     threads, mem_mb
         What the job may use.
+    seconds_file
+        JSON file that gets the seconds that each step took; the log has them, too. They are in
+        no output: the same run gives the same bytes.
 
     Returns
     -------
@@ -152,6 +160,13 @@ def run_workflow(
     finally:
         plugin.stop()
     results = {node.name: node for node in graph.nodes()}
+    seconds = {
+        name: round(float(node.result.runtime.duration), 2) for name, node in results.items()
+    }
+    logger.info("seconds of %s: %s", where, ", ".join(f"{n} {s:g}" for n, s in seconds.items()))
+    if seconds_file is not None:
+        seconds_file.parent.mkdir(parents=True, exist_ok=True)
+        seconds_file.write_text(json.dumps(seconds, indent=2) + "\n")
     return {
         name: getattr(results[source.name].result.outputs, output)
         for source, output, name in sources
