@@ -22,6 +22,7 @@ from isocortex.preprocess import registration
 from isocortex.preprocess.distortion import Distortion
 from isocortex.preprocess.images import SeriesWriter
 from isocortex.preprocess.interfaces.base import Interface
+from isocortex.preprocess.masks import crown
 from isocortex.preprocess.resampling import (
     SPLINE_ORDERS,
     grid_around,
@@ -40,8 +41,8 @@ from isocortex.preprocess.transforms import (
 )
 from isocortex.surface import MESH
 
-# mm around the brain that are resampled: for the outputs, and for the confounds
-_MARGIN, _NATIVE_MARGIN = 12.0, 4.0
+# mm around the brain that are resampled for the outputs
+_MARGIN = 12.0
 _NATIVE = "boldref"
 
 
@@ -198,10 +199,13 @@ class ResampleSeries(Interface):
             points = self._from_template(grid_points(shape, affine))
         in_t1w = to_reference.apply(points)
         brain = resample_volume(inside_t1w, t1w_mask.affine, in_t1w, shape, order=1) > 0.5
-        # beyond the scalp there is nothing to resample
-        depth = _NATIVE_MARGIN if space == _NATIVE else _MARGIN
-        size = np.linalg.norm(affine[:3, :3], axis=0)
-        near = ndimage.distance_transform_edt(~brain, sampling=size) <= depth
+        if space == _NATIVE:
+            # for the confounds: the brain and the band around it
+            near = brain | crown(brain)
+        else:
+            # beyond the scalp there is nothing to resample
+            size = np.linalg.norm(affine[:3, :3], axis=0)
+            near = ndimage.distance_transform_edt(~brain, sampling=size) <= _MARGIN
         filled = np.flatnonzero(near if brain.any() else brain)
         return _Volume(space, shape, affine, points, brain, filled, np.ones(len(points), bool))
 
