@@ -27,6 +27,7 @@ rule all:
         target_reports(),
         target_preprocess(),
         target_encoding(),
+        target_glm(),
 
 
 rule preprocess:

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
 
 from isocortex.bids import SURFACES, stimuli_beside, stimulus_sidecar
 from isocortex.errors import InputError
+from isocortex.fieldmaps_metadata import fieldmap_as_dict
 from isocortex.parallel import hand_on_scheduler
 from isocortex.provenance import code_version, fingerprint
 from isocortex.study import check_inputs, load_study, model_files
@@ -57,6 +58,7 @@ wildcard_constraints:
     model="[A-Za-z0-9]+",
     family="[A-Za-z0-9]+",
     measure="[a-z]+",
+    fieldmap=r"(ses-[A-Za-z0-9]+/)?fmap/sub-[^/]+",
     readout="[A-Za-z0-9]+",
     joint="[A-Za-z0-9]+",
     universal="[A-Za-z0-9]+",
@@ -125,6 +127,14 @@ def layer_options():
 
 def betas_store(subject="{subject}", task="{task}"):
     return f"{RESULTS}/glm/sub-{subject}_task-{task}_betas.zarr"
+
+
+def contrast_maps(subject="{subject}", task="{task}"):
+    return f"{RESULTS}/glm/sub-{subject}_task-{task}_contrasts"
+
+
+def beta_images(subject="{subject}", task="{task}"):
+    return f"{RESULTS}/glm/sub-{subject}_task-{task}_images"
 
 
 def timeseries_store(subject="{subject}", task="{task}"):
@@ -219,6 +229,10 @@ def func(name, subject="{subject}", run="{run}"):
     return f"{PREPROCESS}/sub-{subject}/{run}_{name}"
 
 
+def fmap(name, subject="{subject}", fieldmap="{fieldmap}"):
+    return f"{PREPROCESS}/sub-{subject}/{fieldmap}_{name}"
+
+
 def figures_of(part, subject="{subject}"):
     return f"{PREPROCESS}/sub-{subject}/figures/{part}"
 
@@ -264,6 +278,56 @@ def raw_bold_content(wildcards):
 
 def raw_sidecars(wildcards):
     return [str(path) for path in raw_run(wildcards).sidecars]
+
+
+def raw_fieldmap(wildcards):
+    """Return what a field is estimated from."""
+    fieldmaps = STUDY.subjects[wildcards.subject].fieldmaps.values()
+    return next(found for found in fieldmaps if found.stem == wildcards.fieldmap)
+
+
+def raw_fieldmap_images(wildcards):
+    found = raw_fieldmap(wildcards)
+    return [str(path) for path in [*found.files, *found.magnitudes]]
+
+
+def raw_fieldmap_sidecars(wildcards):
+    found = raw_fieldmap(wildcards)
+    return sorted({str(path) for files in found.sidecars for path in files})
+
+
+def raw_fieldmap_content(wildcards):
+    return [fingerprint(path) for path in raw_fieldmap_images(wildcards)]
+
+
+def raw_fieldmap_parts(wildcards):
+    return fieldmap_as_dict(raw_fieldmap(wildcards))
+
+
+def run_fieldmap(wildcards, name):
+    """Return a file of the field that a run is corrected with, nothing where it has none."""
+    fieldmaps = STUDY.subjects[wildcards.subject].fieldmaps
+    found = fieldmaps.get(raw_run(wildcards).fieldmap)
+    return fmap(name, wildcards.subject, found.stem) if found else []
+
+
+def run_field(wildcards):
+    return run_fieldmap(wildcards, "desc-preproc_fieldmap.nii.gz")
+
+
+def run_field_reference(wildcards):
+    return run_fieldmap(wildcards, "desc-reference_fieldmap.nii.gz")
+
+
+def run_field_manifest(wildcards):
+    return run_fieldmap(wildcards, "manifest.json")
+
+
+def run_distortion(wildcards):
+    """Return the kind of a run's field, or why it has none, for params."""
+    run = raw_run(wildcards)
+    found = STUDY.subjects[wildcards.subject].fieldmaps.get(run.fieldmap)
+    return {"kind": found.kind if found else "none", "note": run.no_fieldmap}
 
 
 def runs_of(wildcards):
@@ -961,11 +1025,9 @@ def report_regions(ending):
 def subject_figures(wildcards):
     if ENTRY != "bids":
         return []
-    runs = STUDY.subjects[wildcards.subject].runs
-    return [
-        figures_of(part, wildcards.subject)
-        for part in ["anat", *(run.stem for run in runs)]
-    ]
+    subject = STUDY.subjects[wildcards.subject]
+    parts = [part.stem for part in [*subject.fieldmaps.values(), *subject.runs]]
+    return [figures_of(part, wildcards.subject) for part in ["anat", *parts]]
 
 
 def preprocess_manifests(subject):
@@ -1146,6 +1208,21 @@ def target_glm():
         )
         for label, subject in STUDY.subjects.items()
         for task in subject.tasks()
+    ] + beside_betas()
+
+
+def beside_betas():
+    """Return what the config asks for beside betas: contrast maps, betas as NIfTI."""
+    glm = CONFIG["glm"]
+    asked = [
+        *([contrast_maps] if glm["contrasts"] else []),
+        *([beta_images] if glm["nifti"] else []),
+    ]
+    return [
+        manifest_of(folder(label, task))
+        for folder in asked
+        for task in STUDY.trial_tasks
+        for label in STUDY.with_task(task)
     ]
 
 

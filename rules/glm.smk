@@ -122,9 +122,78 @@ else:
             mem_mb=4000,
             runtime=60,
         params:
-            options=options_but("glm", "continuous_tasks"),
+            options=options_but("glm", "continuous_tasks", "contrasts", "nifti"),
             runs=run_names,
             source=glm_content,
             code=code_version("fit_glm"),
         script:
             "../workflow/fit_glm.py"
+
+    rule map_contrasts:
+        """Map contrasts of conditions of one subject and task, fixed effects over runs."""
+        input:
+            bold=ancient(glm_bold),
+            mask=ancient(glm_mask),
+            confounds=ancient(glm_confounds),
+            sidecar=ancient(glm_sidecars),
+            events=glm_events,
+            manifests=glm_manifests,
+        output:
+            maps=directory(contrast_maps()),
+            manifest=manifest_of(contrast_maps()),
+        log:
+            log_of("map_contrasts", "sub-{subject}", "task-{task}"),
+        benchmark:
+            benchmark_of("map_contrasts", "sub-{subject}", "task-{task}")
+        conda:
+            "../envs/glm.yaml"
+        threads: 1
+        resources:
+            mem_mb=3000,
+            runtime=60,
+        params:
+            options=options(
+                "glm",
+                "space",
+                "contrasts",
+                "hrf",
+                "drift",
+                "high_pass",
+                "drift_order",
+                "confound_columns",
+                "trial_types",
+                "nuisance_types",
+                "noise_model",
+                "scaling",
+            ),
+            runs=run_names,
+            source=glm_content,
+            code=code_version("map_contrasts"),
+        script:
+            "../workflow/map_contrasts.py"
+
+
+if ENTRY not in ("timeseries", "rdms", "stimuli"):
+
+    rule export_betas:
+        """Write the betas of one subject and task as NIfTI, with a table of the trials."""
+        input:
+            betas=ancient(betas_store()),
+            manifest=manifest_of(betas_store()),
+        output:
+            images=directory(beta_images()),
+            manifest=manifest_of(beta_images()),
+        log:
+            log_of("export_betas", "sub-{subject}", "task-{task}"),
+        benchmark:
+            benchmark_of("export_betas", "sub-{subject}", "task-{task}")
+        conda:
+            "../envs/glm.yaml"
+        threads: 1
+        resources:
+            mem_mb=2000,
+            runtime=60,
+        params:
+            code=code_version("export_betas"),
+        script:
+            "../workflow/export_betas.py"

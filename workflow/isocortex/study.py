@@ -18,6 +18,7 @@ from isocortex.config import check_config
 from isocortex.confound_strategy import parse_strategy
 from isocortex.errors import InputError
 from isocortex.feature_arrays import array_files, check_arrays
+from isocortex.fieldmaps_index import add_fieldmaps, check_fieldmaps, without_fieldmaps
 from isocortex.provenance import function_files
 
 ENTRIES = ("rdms", "betas", "timeseries", "derivatives", "bids", "stimuli")
@@ -187,6 +188,10 @@ def load_study(config: Mapping[str, Any]) -> Study:
     }
     if entry == "bids":
         subjects = bids.index_raw(given["bids"], **chosen)
+        if checked["preprocess"]["distortion"]["correct"]:
+            subjects = add_fieldmaps(given["bids"], subjects)
+        else:
+            subjects = without_fieldmaps(subjects)
         spaces = checked["preprocess"]["spaces"]
         volumes = [space for space in spaces if space not in bids.SURFACES]
         if spaces[0] not in volumes:
@@ -638,9 +643,61 @@ def _check_continuous(study: Study) -> None:
                     )
 
 
+def _check_glm(study: Study) -> None:
+    """Refuse choices of the GLM that the study's runs cannot serve."""
+    glm = study.config["glm"]
+    fitted = study.entry in ("bids", "derivatives")
+    for key in ("contrasts", "split_half"):
+        if glm[key] and not fitted:
+            raise InputError(
+                f"config: glm.{key} is given, and input.{study.entry} has no runs to fit: remove it"
+            )
+    if glm["nifti"] and not (fitted or study.entry == "betas"):
+        raise InputError(
+            f"config: glm.nifti is true, and input.{study.entry} has no betas: set it to false"
+        )
+    if not fitted:
+        return
+    for label, subject in study.subjects.items():
+        for task in set(subject.tasks()) & set(study.trial_tasks):
+            runs = subject.of(task)
+            if glm["split_half"] and len(runs) < 2:
+                raise InputError(
+                    f"config: glm.split_half needs two runs, and sub-{label} has one of task "
+                    f"{task}: set it to false, or exclude the subject"
+                )
+            folds = len({run.session for run in runs}) * (1 + glm["split_half"])
+            lights = study.config["searchlight"]
+            asked = {*study.measures, *([lights["measure"]] if lights["run"] else [])}
+            crossvalidated = {"crossnobis", "poissoncv"} & asked
+            if glm["repeats"] == "average" and folds < 2 and crossvalidated:
+                raise InputError(
+                    f"config: glm.repeats is average, which leaves sub-{label} one part of task "
+                    f"{task}, and {sorted(crossvalidated)[0]} needs two: keep the repeats, or "
+                    "choose another measure"
+                )
+
+
+def _check_contrasts(study: Study) -> None:
+    """Refuse contrasts of conditions that a subject's events do not have."""
+    contrasts = study.config["glm"]["contrasts"]
+    if not contrasts:
+        return
+    glm = importlib.import_module("isocortex.glm.contrasts")
+    for subject in study.subjects.values():
+        for task in subject.tasks():
+            if task in study.trial_tasks:
+                tables = {run.events: bids.read_events(run.events) for run in subject.of(task)}
+                glm.check_contrasts(
+                    contrasts,
+                    {path: glm.conditions_of(rows, path) for path, rows in tables.items()},
+                )
+
+
 def _check_choices(study: Study) -> None:
     """Refuse choices that the study's files cannot serve."""
     _check_continuous(study)
+    _check_glm(study)
     for text in study.config["rsa"]["comparisons"]:
         check_comparison(text)
     _check_partition(study)
@@ -919,6 +976,7 @@ def check_inputs(study: Study) -> None:
     if study.entry in ("bids", "derivatives"):
         known = study.stimuli or None
         for subject in study.subjects.values():
+            check_fieldmaps(subject)
             for path in subject.t1w:
                 bids.check_t1w(path)
             for task in subject.tasks():
@@ -937,6 +995,7 @@ def check_inputs(study: Study) -> None:
                     bids.check_grids(checked)
                     for run, _ in checked:
                         _check_confounds(run, config["glm"]["confound_columns"])
+    _check_contrasts(study)
     if study.entry == "timeseries":
         for subject in study.subjects.values():
             for run in subject.runs:

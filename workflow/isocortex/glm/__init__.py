@@ -2,8 +2,10 @@
 
 from isocortex.glm.betas import import_betas
 from isocortex.glm.confounds import choose_confounds, read_confounds
+from isocortex.glm.contrasts import map_contrasts
 from isocortex.glm.design import Design, Trial, find_stimulus_column, make_design, make_trials
 from isocortex.glm.estimate import RunFit, fit_run, stimulus_z
+from isocortex.glm.export import export_betas
 from isocortex.glm.fit import fit_glm
 from isocortex.glm.images import intersect_masks, open_image, read_series
 from isocortex.glm.noise_ceiling import estimate_noise_ceiling
@@ -16,6 +18,7 @@ __all__ = [
     "choose_confounds",
     "clean_bold",
     "estimate_noise_ceiling",
+    "export_betas",
     "find_stimulus_column",
     "fit_glm",
     "fit_run",
@@ -24,6 +27,7 @@ __all__ = [
     "intersect_masks",
     "make_design",
     "make_trials",
+    "map_contrasts",
     "open_image",
     "read_confounds",
     "read_series",

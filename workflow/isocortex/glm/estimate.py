@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -154,13 +154,10 @@ class RunModel:
         return fitted
 
     def _fit_ar1(self, scaled: np.ndarray) -> dict[str, np.ndarray]:
-        left = self._plain.left
-        rho = estimate_ar1(scaled - left @ (left.T @ scaled))
         found: dict[str, np.ndarray] = {}
-        for value in np.unique(rho[np.isfinite(rho)]).tolist():
-            voxels = np.flatnonzero(rho == value)
-            part = self._solve(self._at(value), whiten(scaled[:, voxels], value))
-            part["residual"] = colour(part["residual"], value)
+        for rho, voxels, model, white in self._whitened(scaled):
+            part = self._solve(model, white)
+            part["residual"] = colour(part["residual"], rho)
             for name, values in part.items():
                 if name not in found:
                     found[name] = np.full((*values.shape[:-1], scaled.shape[1]), np.nan)
@@ -170,6 +167,43 @@ class RunModel:
         if self._separate is not None:
             found["beta"] = self._separate.fit_ar1(scaled)
         return found
+
+    def _whitened(
+        self, scaled: np.ndarray
+    ) -> Iterator[tuple[float, np.ndarray, Decomposition, np.ndarray]]:
+        """Yield each coefficient with its voxels, the design and their whitened series."""
+        left = self._plain.left
+        rho = estimate_ar1(scaled - left @ (left.T @ scaled))
+        for value in np.unique(rho[np.isfinite(rho)]).tolist():
+            voxels = np.flatnonzero(rho == value)
+            yield value, voxels, self._at(value), whiten(scaled[:, voxels], value)
+
+    def fit_contrasts(
+        self, scaled: np.ndarray, weights: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Estimate contrasts of responses.
+
+        Parameters
+        ----------
+        scaled : numpy.ndarray, shape (n_volumes, n_voxels)
+            Percent signal change.
+        weights : numpy.ndarray, shape (n_contrasts, n_trials)
+            Of each trial, or condition where these are what gets a response.
+
+        Returns
+        -------
+        effect, variance : numpy.ndarray, shape (n_contrasts, n_voxels)
+            NaN where a series is.
+        """
+        effect, variance = (np.full((len(weights), scaled.shape[1]), np.nan) for _ in range(2))
+        whole = (0.0, np.arange(scaled.shape[1]), self._plain, scaled)
+        for _, voxels, model, white in self._whitened(scaled) if self._autoregressive else [whole]:
+            to_effect = weights @ model.to_beta
+            squares = _squares(white - model.left @ (model.left.T @ white))
+            norms = np.einsum("ct,ct->c", to_effect, to_effect)
+            effect[:, voxels] = to_effect @ white
+            variance[:, voxels] = norms[:, None] * (squares / self.degrees_of_freedom)
+        return effect, variance
 
     def _solve(self, model: Decomposition, values: np.ndarray) -> dict[str, np.ndarray]:
         """Fit a model to series; both whitened, or neither."""

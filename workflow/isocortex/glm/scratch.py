@@ -96,15 +96,24 @@ class RunBlocks:
             if block.start < part.start or block.stop > part.stop:
                 raise ValueError(f"voxels {part} cut block {block}: write whole blocks")
             columns = values[:, block.start - part.start : block.stop - part.start]
-            data = memoryview(np.ascontiguousarray(columns, dtype=self.dtype)).cast("B")
-            position = self._position(block, row)
-            while data:
-                done = os.pwrite(self._file, data, position)
-                data, position = data[done:], position + done
+            self._put(np.ascontiguousarray(columns, dtype=self.dtype), self._position(block, row))
+
+    def write_columns(self, run: int, part: slice, values: np.ndarray) -> None:
+        """Write all rows of a run, of voxels that are only part of one block."""
+        (block,) = self._inside(part)
+        first = int(self._first[self._runs[run]])
+        for row, line in enumerate(np.ascontiguousarray(values, dtype=self.dtype)):
+            start = (part.start - block.start) * self.dtype.itemsize
+            self._put(line, self._position(block, first + row) + start)
 
     def read(self, run: int, part: slice) -> np.ndarray:
         """Return all rows of a run, of any slice of voxels; shape (n_rows, voxels)."""
         return self._read(self._first[self._runs[run]], self._first[self._runs[run] + 1], part)
+
+    def read_row(self, run: int, row: int) -> np.ndarray:
+        """Return one row of a run; shape (n_voxels,)."""
+        first = self._first[self._runs[run]] + row
+        return self._read(first, first + 1, slice(0, self.n_voxels))[0]
 
     def read_all(self, part: slice) -> np.ndarray:
         """Return the rows of all runs, one run after the other; shape (sum of n_rows, voxels)."""
@@ -117,6 +126,12 @@ class RunBlocks:
     def _position(self, block: slice, row: int) -> int:
         width = block.stop - block.start
         return (int(self._first[-1]) * block.start + int(row) * width) * self.dtype.itemsize
+
+    def _put(self, values: np.ndarray, position: int) -> None:
+        data = memoryview(values).cast("B") if values.size else b""
+        while data:
+            done = os.pwrite(self._file, data, position)
+            data, position = data[done:], position + done
 
     def _read(self, first: int, last: int, part: slice) -> np.ndarray:
         pieces = []
