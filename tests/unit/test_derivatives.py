@@ -106,7 +106,7 @@ def test_cohorts_and_resolutions_are_chosen(tmp_path, space, ending):
     assert run.bold.name == f"sub-01_task-a_run-01_{ending}_desc-preproc_bold.nii.gz"
     assert run.mask.name == f"sub-01_task-a_run-01_{ending}_desc-brain_mask.nii.gz"
     assert run.stem == "func/sub-01_task-a_run-01"
-    assert list(subject.transforms) == ["MNIInfant:cohort-1-T1w"]
+    assert list(subject.transforms) == ["MNIInfant_cohort-1-T1w"]
 
 
 def test_several_resolutions_or_cohorts_are_listed(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 import yaml
 
@@ -57,31 +58,44 @@ def pieces(folder: Path) -> list[Path]:
     return [p for p in (folder / "results").rglob("*") if p.name.endswith((".tmp", ".old"))]
 
 
-def killed_in(demo: Demo, rule: str) -> None:
-    """Start a run and kill all of it as soon as a rule's job is at work."""
+def killed_in(demo: Demo, rule: str, word: str) -> None:
+    """Start a run and kill Snakemake, and nothing else, once a job's log says some word."""
     folder = demo.folder / "results" / "demo" / "logs" / rule  # stores beside it come and go
     before = set(folder.rglob("*.log"))
     process = subprocess.Popen(demo.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    family: list[psutil.Process] = []
     try:
         deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             logs = set(folder.rglob("*.log")) - before
-            if any(log.stat().st_size for log in logs):
+            if any(word in log.read_text() for log in logs):
                 break
             assert process.poll() is None, f"{rule} never ran"
             time.sleep(0.05)
-        time.sleep(1.0)
+        family = psutil.Process(process.pid).children(recursive=True)
         assert process.poll() is None
+        process.kill()
+        process.wait()
+        # neither jobs nor nipype's workers go on into the next run's results
+        _, alive = psutil.wait_procs(family, timeout=10)
+        assert not alive, [p.cmdline() for p in alive]
     finally:
-        kill_tree(process.pid)
+        for one in [process.pid, *(p.pid for p in family if p.is_running())]:
+            kill_tree(one)
 
 
-def test_killed_runs_end_with_the_same_digests(undisturbed, tmp_path):
+def test_killed_runs_end_with_the_same_digests(undisturbed, tmp_path, monkeypatch):
     demo = Small(tmp_path)
     shutil.copytree(undisturbed.folder / "demo", tmp_path / "demo")
     shutil.copy(undisturbed.folder / "config.yaml", tmp_path)
-    for rule in ("preprocess_bold", "fit_encoding"):
-        killed_in(demo, rule)
+    working = tmp_path / "working"
+    working.mkdir()
+    monkeypatch.setenv("TMPDIR", str(working))
+    # in the midst of a nipype workflow, as soon as its longest step is at work
+    for rule, word in (("preprocess_bold", 'Executing "resample'), ("fit_encoding", "started")):
+        killed_in(demo, rule, word)
+        if rule == "preprocess_bold":
+            assert list(working.glob("isocortex-bold-*/bold_wf/estimate_motion"))
         assert list((tmp_path / ".snakemake" / "locks").glob("*"))
         assert manifests(tmp_path) != manifests(undisturbed.folder)
         refused = demo.run()
@@ -103,6 +117,7 @@ def test_killed_runs_end_with_the_same_digests(undisturbed, tmp_path):
     assert {k for k in theirs if ours.get(k) != theirs[k]} == set()
     assert ours.keys() == theirs.keys()
     assert pieces(tmp_path) == []
+    assert list(working.glob("isocortex-bold-*")) == []
     for name in ("study.html", "sub-01.html"):
         a = (tmp_path / "results/demo/report" / name).read_bytes()
         assert a == (undisturbed.folder / "results/demo/report" / name).read_bytes()

@@ -43,11 +43,12 @@ class Space:
 
     @property
     def label(self) -> str:
-        """The space without its resolution, as atlases and results name it."""
-        return f"{self.name}:cohort-{self.cohort}" if self.cohort else self.name
+        """The space without its resolution, as in file names: ``MNIInfant_cohort-1``."""
+        return f"{self.name}_cohort-{self.cohort}" if self.cohort else self.name
 
     def __str__(self) -> str:
-        return f"{self.label}:res-{self.resolution}" if self.resolution else self.label
+        modifiers = (("cohort", self.cohort), ("res", self.resolution))
+        return ":".join([self.name, *(f"{key}-{value}" for key, value in modifiers if value)])
 
     def holds(self, other: Space) -> bool:
         """Whether another space, of a file, is this one where this one is explicit."""
@@ -226,7 +227,7 @@ def _choose(
 def _told(space: Space, among: Sequence[Space]) -> str:
     """Return how to ask for a space: its resolution only where there are several."""
     alone = sum(other.label == space.label for other in among) == 1
-    return space.label if alone and space.resolution == "native" else str(space)
+    return str(Space(space.name, space.cohort) if alone and space.resolution == "native" else space)
 
 
 def _run(one: _Series, names: Sequence[str], label: str, raw_root: Path | None) -> bids.Run:
@@ -296,7 +297,7 @@ def _anatomies(folders: Mapping[str, Path]) -> tuple[dict[str, Path], set[str]]:
             keys = bids.entities(name)[0]
             if name.endswith("_mode-image_xfm.h5") and {"from", "to"} <= set(keys):
                 # A cohort is written Template+1 in transforms.
-                start, end = (keys[k].replace("+", ":cohort-") for k in ("from", "to"))
+                start, end = (keys[k].replace("+", "_cohort-") for k in ("from", "to"))
                 transforms.setdefault(f"{start}-{end}", folder / name)
     return transforms, references
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,10 @@ import xarray as xr
 
 from isocortex import bids, parallel, store
 from isocortex.errors import InputError
-from isocortex.glm.fit import noise_ceiling_blocks
 from isocortex.glm.images import check_grid, open_image, read_volume_groups, read_volumes
+from isocortex.glm.noise_ceiling import describe_repeats_blocks
 from isocortex.glm.scratch import RunBlocks, lazy_columns
+from isocortex.jobs import working_folder
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def import_betas(
         if not chosen.any():
             raise InputError(f"{mask} is empty: give a mask with voxels")
 
-    with tempfile.TemporaryDirectory(prefix="isocortex-betas-") as scratch:
+    with working_folder("betas", out) as scratch:
         beta = RunBlocks(Path(scratch) / "beta", [n_trials], int(chosen.sum()))
         for first, values in read_volume_groups(image, chosen):
             beta.write(0, slice(0, beta.n_voxels), values, first_row=first)
@@ -106,7 +106,7 @@ def import_betas(
                 f"{outside.sum()} empty): check the image and its mask"
             )
         blocks = lazy_columns(beta, keep)
-        ceiling, ncsnr = noise_ceiling_blocks(
+        described = describe_repeats_blocks(
             blocks, list(table["stimulus"]), list(table["session"]), threads=threads
         )
         unknown = np.full(keep.size, np.nan, dtype=np.float32)
@@ -118,8 +118,7 @@ def import_betas(
                 "residual": (("time", "voxel"), np.empty((0, keep.size), dtype=np.float32)),
                 "hrf_index": ("voxel", np.full(keep.size, -1, dtype=np.int16)),
                 "design": (("volume", "regressor"), np.empty((0, 0), dtype=np.float32)),
-                "noise_ceiling": ("voxel", ceiling),
-                "ncsnr": ("voxel", ncsnr),
+                **{name: ("voxel", values) for name, values in described.items()},
                 **{name: ("voxel", unknown.copy()) for name in ("r2", "tsnr", "z_stimulus")},
             },
             coords={

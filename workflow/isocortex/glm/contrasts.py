@@ -15,7 +15,6 @@ from threadpoolctl import threadpool_limits
 
 from isocortex import parallel, provenance
 from isocortex.errors import InputError
-from isocortex.jobs import working_folder
 from isocortex.glm.design import matches
 from isocortex.glm.estimate import RunModel
 from isocortex.glm.halves import scaling_groups
@@ -23,6 +22,7 @@ from isocortex.glm.images import intersect_masks
 from isocortex.glm.methods import nuisance_text
 from isocortex.glm.prepare import PreparedRun, prepare_runs
 from isocortex.glm.series import Series
+from isocortex.jobs import working_folder
 
 log = logging.getLogger(__name__)
 

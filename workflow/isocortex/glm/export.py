@@ -12,8 +12,8 @@ import nibabel as nib
 import numpy as np
 
 from isocortex import provenance, store
-from isocortex.jobs import working_folder
 from isocortex.glm.scratch import BLOCK_VOXELS, RunBlocks
+from isocortex.jobs import working_folder
 
 _COLUMNS = (
     "onset",
@@ -72,8 +72,7 @@ def export_betas(
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = provenance.temporary_beside(folder)
     temporary.mkdir()
-    space = str(attrs["space"]).replace(":", "_")  # a template's cohort is an entity of its own
-    stem = f"sub-{attrs['subject']}_task-{attrs['task']}_space-{space}_stat-"
+    stem = f"sub-{attrs['subject']}_task-{attrs['task']}_space-{attrs['space']}_stat-"
     shape = tuple(int(n) for n in attrs["shape"])
     affine = np.asarray(attrs["affine"], dtype=np.float64)
     voxels = tuple(dataset[axis].values for axis in "ijk")

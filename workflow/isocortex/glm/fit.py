@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import dask
-import dask.array as da
 import numpy as np
 import xarray as xr
 
@@ -21,10 +18,12 @@ from isocortex.glm.estimators import Estimates, Estimator, fixed_effects_z
 from isocortex.glm.halves import average_repeats, combine_halves, halves_of, scaling_groups
 from isocortex.glm.images import intersect_masks
 from isocortex.glm.methods import describe_methods
-from isocortex.glm.noise_ceiling import estimate_noise_ceiling
+from isocortex.glm.noise_ceiling import describe_repeats_blocks
+from isocortex.glm.optimised import fit_optimised
 from isocortex.glm.prepare import PreparedRun, prepare_runs
 from isocortex.glm.scratch import RunBlocks, lazy_columns
 from isocortex.glm.series import Series
+from isocortex.jobs import working_folder
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +55,7 @@ def fit_glm(
     nuisance_types: Sequence[str] = (),
     estimator: str = "lsa",
     lss_others: str = "together",
+    optimised: Mapping[str, Any] | None = None,
     noise_model: str = "ols",
     scaling: str = "run",
     repeats: str = "keep",
@@ -93,10 +93,13 @@ def fit_glm(
     estimator
         ``lsa``: least squares, all trials of a run at once
         (`isocortex.glm.estimate.fit_trials`). ``lss``: each trial by a model of its own
-        (`isocortex.glm.lss`).
+        (`isocortex.glm.lss`). ``optimised``: response, noise components and regularisation
+        chosen by the data (`isocortex.glm.optimised.fit_optimised`).
     lss_others
         What a separate model has beside its trial: one regressor for all others (``together``),
         or one for the others of each condition (``condition``).
+    optimised
+        Options of the optimised estimator.
     noise_model
         ``ols``, or ``ar1``: series and design are prewhitened, voxel by voxel, by an
         autoregressive model of first order (`isocortex.glm.autocorrelation`).
@@ -152,9 +155,11 @@ def fit_glm(
         },
     )
     halves = halves_of(prepared, split=split_half)
-    fit = _estimator(estimator, noise_model=noise_model, lss_others=lss_others)
+    fit = _estimator(
+        estimator, noise_model=noise_model, lss_others=lss_others, optimised=optimised or {}
+    )
     shared, affine = intersect_masks(mask, bold)
-    with tempfile.TemporaryDirectory(prefix="isocortex-glm-") as scratch:
+    with working_folder("glm", out) as scratch:
         series = Series(
             scratch,
             bold,
@@ -250,43 +255,24 @@ def fit_glm(
 _NAMES = {
     "lsa": "least squares, all trials of a run at once",
     "lss": "least squares, each trial separately",
+    "optimised": "fractional ridge with each voxel's response and noise components",
 }
 
 
-def _estimator(name: str, *, noise_model: str, lss_others: str) -> Estimator:
+def _estimator(
+    name: str, *, noise_model: str, lss_others: str, optimised: Mapping[str, Any]
+) -> Estimator:
     """Return the estimator that the config names."""
     if name not in _NAMES:
         raise ValueError(f"estimator is {name!r}: pass one of {', '.join(_NAMES)}")
+    if name == "optimised":
+        if noise_model != "ols":
+            raise InputError(
+                f"glm.noise_model is {noise_model} with glm.estimator optimised, which has no "
+                "prewhitening: set it to ols"
+            )
+        return partial(fit_optimised, **optimised)
     return partial(fit_trials, estimator=name, noise_model=noise_model, lss_others=lss_others)
-
-
-def noise_ceiling_blocks(
-    beta: da.Array, stimulus: Sequence[str], session: Sequence[str], *, threads: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return noise ceiling and ncsnr of lazy responses, block by block.
-
-    Parameters
-    ----------
-    beta : dask.array.Array, shape (n_trials, n_voxels)
-        Responses, all trials of a voxel in one block.
-    stimulus, session
-        Of each trial.
-    threads
-        Blocks that are worked on at a time.
-
-    Returns
-    -------
-    noise_ceiling, ncsnr : numpy.ndarray of float32, shape (n_voxels,)
-        See `estimate_noise_ceiling`.
-    """
-    parts = [
-        dask.delayed(estimate_noise_ceiling)(block, list(stimulus), list(session))
-        for block in beta.rechunk({0: -1}).to_delayed().ravel()
-    ]
-    with parallel.dask_workers(threads):
-        done = dask.compute(*parts)
-    ceiling, ncsnr = (np.concatenate(values).astype(np.float32) for values in zip(*done))
-    return ceiling, ncsnr
 
 
 def _assemble(
@@ -317,8 +303,12 @@ def _assemble(
         "beta_se": estimates.beta_se,
     }
     single = lazy_columns(beta, keep)
-    ceiling, ncsnr = noise_ceiling_blocks(
-        single, table["stimulus"], table["session"], threads=threads
+    described = describe_repeats_blocks(
+        single,
+        table["stimulus"],
+        table["session"],
+        half=table["half"] if len(halves) > 1 else None,
+        threads=threads,
     )
     responses = single
     if repeats == "average":
@@ -334,8 +324,7 @@ def _assemble(
     first = runs[0].design
     per_voxel = {
         "r2": 1 - estimates.residual_squares[keep] / estimates.nuisance_squares[keep],
-        "noise_ceiling": ceiling,
-        "ncsnr": ncsnr,
+        **described,
         "tsnr": estimates.tsnr[keep],
         "z_stimulus": z,
         **{name: values[keep] for name, values in estimates.voxel.items()},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from isocortex import bids, parallel, store
 from isocortex.errors import InputError
 from isocortex.glm.confounds import OUTLIERS
 from isocortex.glm.design import balanced, find_stimulus_column, make_design, matches
-from isocortex.glm.fit import noise_ceiling_blocks
 from isocortex.glm.images import (
     check_grid,
     intersect_masks,
@@ -26,9 +24,11 @@ from isocortex.glm.images import (
     read_volume_groups,
     read_volumes,
 )
+from isocortex.glm.noise_ceiling import describe_repeats_blocks
 from isocortex.glm.prepare import Recording, check_lists, read_recordings
 from isocortex.glm.scratch import RunBlocks, lazy_columns
 from isocortex.glm.series import Series
+from isocortex.jobs import working_folder
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ def clean_bold(
     ]
     shared, affine = intersect_masks(mask, bold)
     n_voxels = int(shared.sum())
-    with tempfile.TemporaryDirectory(prefix="isocortex-bold-") as scratch:
+    with working_folder("clean", out) as scratch:
         kept = [int(steady.sum()) for steady, _, _ in plans]
         series = Series(scratch, bold, shared, threads=threads)
         signal = RunBlocks(
@@ -399,7 +399,7 @@ def volume_ceiling(
             labels[index] = f"{stimulus}@{int(since[index] / tr + 1e-6)}"
     if len(np.unique(labels.astype(str))) == len(labels):
         return np.full(signal.shape[1], np.nan, dtype=np.float32)
-    _, ncsnr = noise_ceiling_blocks(signal, list(labels), list(run), threads=threads)
+    ncsnr = describe_repeats_blocks(signal, list(labels), list(run), threads=threads)["ncsnr"]
     with np.errstate(invalid="ignore"):
         share = ncsnr.astype(float) ** 2 / (ncsnr.astype(float) ** 2 + 1)
     return np.where(np.isinf(ncsnr), 1.0, share).astype(np.float32)
@@ -534,7 +534,7 @@ def import_timeseries(
         width = min(inside.size, LONGEST_AXIS)
         shape = (width, -(-inside.size // width), 1)
         affine, space = np.eye(4), "none"
-    with tempfile.TemporaryDirectory(prefix="isocortex-series-") as scratch:
+    with working_folder("series", out) as scratch:
         if on_grid:
             lengths = [open_image(file, n_dims=4).shape[3] for file in files]
         else:
