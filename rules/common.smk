@@ -256,6 +256,17 @@ def each_hemisphere(name, subject="{subject}", run="{run}"):
 # Inputs that depend on the study's files.
 
 
+def has_t1w(subject):
+    """Return whether runs of a subject go to its own anatomy, or straight to the template."""
+    return bool(STUDY.subjects[subject].t1w)
+
+
+def subjects_pattern(t1w):
+    """Return what the subjects with, or without, a T1w match."""
+    labels = [s for s in STUDY.subjects if ENTRY == "bids" and has_t1w(s) == t1w]
+    return "|".join(labels) or "(?!)"
+
+
 def raw_t1w(wildcards):
     return [str(path) for path in STUDY.subjects[wildcards.subject].t1w]
 
@@ -1027,7 +1038,13 @@ def subject_figures(wildcards):
         return []
     subject = STUDY.subjects[wildcards.subject]
     parts = [part.stem for part in [*subject.fieldmaps.values(), *subject.runs]]
-    return [figures_of(part, wildcards.subject) for part in ["anat", *parts]]
+    parts = ["anat", *parts] if subject.t1w else parts
+    return [figures_of(part, wildcards.subject) for part in parts]
+
+
+def anat_manifests(subject):
+    """Return the manifest of a subject's anatomy, where it has one."""
+    return [anat("manifest.json", subject)] if has_t1w(subject) else []
 
 
 def preprocess_manifests(subject):
@@ -1035,7 +1052,7 @@ def preprocess_manifests(subject):
         return []
     runs = STUDY.subjects[subject].runs
     return [
-        anat("manifest.json", subject),
+        *anat_manifests(subject),
         *(func("manifest.json", subject, r.stem) for r in runs),
     ]
 
@@ -1083,7 +1100,7 @@ def study_plain_manifests():
 def subject_anatomy(wildcards):
     """Return the image to draw a subject's maps on, by space."""
     images = {}
-    if ENTRY == "bids":
+    if ENTRY == "bids" and has_t1w(wildcards.subject):
         images["T1w"] = anat("desc-preproc_T1w.nii.gz", wildcards.subject)
     return images
 
@@ -1188,7 +1205,7 @@ def target_preprocess():
         return []
     return [
         f"{PREPROCESS}/dataset_description.json",
-        *(anat("manifest.json", label) for label in STUDY.subjects),
+        *(path for label in STUDY.subjects for path in anat_manifests(label)),
         *(
             func("manifest.json", label, run.stem)
             for label, subject in STUDY.subjects.items()

@@ -57,6 +57,8 @@ rule preprocess_anat:
 
 rule preprocess_bold:
     """Motion, coregistration, one resampling into all spaces and confounds of one run."""
+    wildcard_constraints:
+        subject=subjects_pattern(t1w=True),
     input:
         bold=ancient(raw_bold),
         sidecars=raw_sidecars,
@@ -99,6 +101,30 @@ rule preprocess_bold:
         code=code_version("preprocess_bold"),
     script:
         "../workflow/preprocess_bold.py"
+
+
+# A subject without a T1w: the run goes straight to the template, and no T1w space is written.
+use rule preprocess_bold as preprocess_bold_alone with:
+    wildcard_constraints:
+        subject=subjects_pattern(t1w=False),
+    input:
+        bold=ancient(raw_bold),
+        sidecars=raw_sidecars,
+    output:
+        bold=each_space("desc-preproc_bold.nii.gz"),
+        mask=each_space("desc-brain_mask.nii.gz"),
+        boldref=each_space("boldref.nii.gz"),
+        sidecar=each_space("desc-preproc_bold.json"),
+        mask_sidecar=each_space("desc-brain_mask.json"),
+        surface=each_hemisphere("desc-preproc_bold.func.gii"),
+        surface_sidecar=each_hemisphere("desc-preproc_bold.json"),
+        confounds=func("desc-confounds_timeseries.tsv"),
+        confounds_json=func("desc-confounds_timeseries.json"),
+        motion=func("from-orig_to-boldref_mode-image_desc-hmc_xfm.tsv"),
+        to_template=func(f"from-boldref_to-{TEMPLATE}_mode-image_xfm.h5"),
+        from_template=func(f"from-{TEMPLATE}_to-boldref_mode-image_xfm.h5"),
+        figures=directory(figures_of("{run}")),
+        manifest=func("manifest.json"),
 
 
 rule transform_regions:

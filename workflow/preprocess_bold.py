@@ -11,7 +11,8 @@ if __name__ == "__main__":
         preprocess_bold(
             snakemake.input.bold,
             sidecars=list(snakemake.input.get("sidecars", [])),
-            anatomy={name: snakemake.input[name] for name in ANATOMY},
+            # none for a subject without a T1w
+            anatomy={name: snakemake.input[name] for name in ANATOMY if snakemake.input.get(name)},
             subject=snakemake.wildcards.subject,
             run=snakemake.wildcards.run,
             outputs=dict(snakemake.output.items()),

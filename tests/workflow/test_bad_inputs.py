@@ -46,6 +46,11 @@ def event(onset="2.0", duration="1", stimulus="a.png"):
     return text(FUNC / f"{STEM}_events.tsv", f"{header}{onset}\t{duration}\tthing\t{stimulus}\n")
 
 
+def no_t1w(folder, config):
+    remove("bids/sub-02/anat")(folder, config)
+    set_key(config, "preprocess.spaces", ["MNI152NLin2009aSym", "T1w"])
+
+
 def truncated(folder, config):
     file = folder / FUNC / f"{STEM}_bold.nii.gz"
     file.write_bytes(file.read_bytes()[:4000])
@@ -186,7 +191,7 @@ CASES = {
     "nobody left": (key("exclude", {"01": "moved", "02": "slept"}), "no subject is left"),
     "unknown task": (key("tasks", ["rest"]), "has no BOLD run of task rest"),
     "space not made": (key("glm.space", "T1w"), "which preprocess.spaces"),
-    "no T1w": (remove("bids/sub-02/anat"), "sub-02 has no T1w"),
+    "no T1w for the space": (no_t1w, "sub-02 has no T1w in bids: add it, take T1w out of"),
     "no runs": (remove("bids/sub-02/func"), "sub-02 has no BOLD run"),
     "crossnobis with one run": (one_run, "has one run of task objects, and crossnobis needs two"),
     "Mahalanobis without noise": (

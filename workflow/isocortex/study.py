@@ -750,12 +750,12 @@ def _check_choices(study: Study) -> None:
         if not path.is_file():
             raise InputError(f"config: {key} is {str(path)!r}, which is missing: correct the path")
     _check_encoding_summary(study)
-    if study.entry == "bids":
+    if study.entry == "bids" and "T1w" in study.config["preprocess"]["spaces"]:
         for label, subject in study.subjects.items():
             if not subject.t1w:
                 raise InputError(
-                    f"sub-{label} has no T1w in {study.config['input']['bids']}: add it, or name "
-                    "the subject under exclude in the config"
+                    f"sub-{label} has no T1w in {study.config['input']['bids']}: add it, take T1w "
+                    "out of preprocess.spaces, or name the subject under exclude in the config"
                 )
     _check_measures(study, study.measures, "rsa.measures")
     if lights["run"] and study.entry not in ("rdms", "stimuli"):

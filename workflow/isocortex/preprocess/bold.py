@@ -117,6 +117,12 @@ def preprocess_bold(
         logger.info("no SliceTiming in the sidecar: slices are not corrected")
     elif not corrected:
         logger.info("preprocess.slice_timing is off: slices are not corrected")
+    if not anatomy:
+        if "T1w" in spaces:
+            raise InputError(
+                f"sub-{subject} has no T1w: add it, or take T1w out of preprocess.spaces"
+            )
+        logger.info("no T1w: the run goes straight to the template")
     choice = options["compcor_components"]
     make_deterministic(seed)
     log = Path(log)
