@@ -106,6 +106,23 @@ def _optional(
     return {key: Array(dims, kind, doc, required=False) for key, doc in docs.items()}
 
 
+def _chosen_in(ending: str, where: str) -> dict[str, Array]:
+    """Return the arrays of what the optimised estimator chose for each voxel, all optional."""
+    found = _optional(
+        ("voxel",),
+        {
+            f"fraction{ending}": "length of the regularised responses over that without a penalty, "
+            f"chosen{where}",
+            f"r2_cross_validated{ending}": "share of held-out runs' variance that responses from "
+            f"the other runs explain{where}",
+        },
+        kind="f4",
+    )
+    pool = Array(("voxel",), "bool", f"whether noise components were taken from it{where}", False)
+    hrf = Array(("voxel",), "i2", f"haemodynamic response that was chosen{where}", False)
+    return found | {f"noise_pool{ending}": pool} | ({f"hrf_index{ending}": hrf} if ending else {})
+
+
 _STATISTIC = {
     "statistic": Array(("statistic",), "str", "summary statistic"),
     "family": Array(("statistic",), "str", "family of the threshold pair"),
@@ -169,6 +186,22 @@ SPECS: dict[str, Spec] = {
                 "explainable share of the variance of the mean over repeats, 0 to 1",
             ),
             "ncsnr": Array(("voxel",), "f4", "signal SD over noise SD of single trials"),
+            **_optional(
+                ("voxel",),
+                {
+                    **{
+                        f"{name}_{end}": f"{side} end of the 95 % interval of {name}"
+                        for name in ("ncsnr", "noise_ceiling")
+                        for end, side in (("low", "lower"), ("high", "upper"))
+                    },
+                    "reliability": "correlation over stimuli of the mean responses to odd and even "
+                    "repeats (of halves, with split_half); 2 r / (1 + r) is that of all repeats",
+                },
+                kind="f4",
+            ),
+            **_chosen_in("", " in all runs"),
+            **_chosen_in("_1", " in the first half"),
+            **_chosen_in("_2", " in the second half"),
             "tsnr": Array(
                 ("voxel",), "f4", "mean over SD of the time series without drift, mean over runs"
             ),

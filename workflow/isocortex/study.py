@@ -13,13 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from isocortex import bids, derivatives
+from isocortex import bids
 from isocortex.config import check_config
 from isocortex.confound_strategy import parse_strategy
+from isocortex.derivatives import index_derivatives, made_by, parse_space
 from isocortex.errors import InputError
 from isocortex.feature_arrays import array_files, check_arrays
 from isocortex.fieldmaps_index import add_fieldmaps, check_fieldmaps, without_fieldmaps
 from isocortex.provenance import function_files
+
+TEMPLATE = "MNI152NLin2009aSym"
+"""The template that preprocessing here registers to."""
 
 ENTRIES = ("rdms", "betas", "timeseries", "derivatives", "bids", "stimuli")
 COMPARISONS = (
@@ -144,6 +148,42 @@ class Study:
         """The space of the betas."""
         return self.config["glm"]["space"]
 
+    @property
+    def made_by(self) -> str:
+        """What made the derivatives that the study starts from; empty where nobody says."""
+        given = self.config["input"]
+        return made_by(given["derivatives"]) if self.entry == "derivatives" else ""
+
+    def region_route(self, subject: str) -> list[tuple[str, str]]:
+        """Return the transforms that carry a subject's atlas into the space of the betas.
+
+        Each is a pair of from and to, as in ``from-A_to-B_mode-image_xfm``; the first one is the
+        first that points of the betas' grid go through. Templates are joined by way of T1w.
+
+        Raises
+        ------
+        InputError
+            Where there is no such way.
+        """
+        if self.entry not in ("bids", "derivatives") or not self.config.get("regions"):
+            return []
+        there = self.subjects[subject].transforms
+        if self.entry == "bids":
+            own = ((TEMPLATE, "T1w"), ("T1w", TEMPLATE))
+            there = {f"{a}-{b}" for a, b in own if self.subjects[subject].t1w}
+        start, end = parse_space(self.config["regions"]["space"]).label, self.space
+        if start == end:
+            return []
+        for route in ([(start, end)], [("T1w", end), (start, "T1w")]):
+            if all(f"{a}-{b}" in there for a, b in route):
+                return route
+        found = f"there are {', '.join(sorted(there))}" if there else "there is none"
+        raise InputError(
+            f"regions are in {start} and sub-{subject}'s data in {end}, and no transforms "
+            f"(from-…_to-…_mode-image_xfm.h5) lead from one to the other ({found}): give the "
+            f"atlas in {end}"
+        )
+
     def with_task(self, task: str) -> list[str]:
         """Return the subjects that have a task."""
         return [label for label, subject in self.subjects.items() if task in subject.tasks()]
@@ -208,11 +248,11 @@ def load_study(config: Mapping[str, Any]) -> Study:
         if "bids" not in given:
             raise InputError("config: input.bids is missing: the dataset that holds the events")
         space = checked["glm"]["space"]
-        subjects = derivatives.index_derivatives(
+        subjects = index_derivatives(
             given["derivatives"], space=space, events=given["bids"], **chosen
         )
         # From here on a space is a space: its resolution only said which files are meant.
-        label = derivatives.parse_space(space).label
+        label = parse_space(space).label
         checked = checked | {"glm": checked["glm"] | {"space": label}}
     elif entry == "stimuli":
         _check_brainless(checked)
@@ -658,6 +698,17 @@ def _check_glm(study: Study) -> None:
         )
     if not fitted:
         return
+    if glm["estimator"] == "optimised":
+        fractions = glm["optimised"]["fractions"]
+        if fractions != sorted(fractions):
+            raise InputError(
+                f"config: glm.optimised.fractions {fractions} do not ascend: put them in order"
+            )
+        if glm["noise_model"] != "ols":
+            raise InputError(
+                f"config: glm.noise_model is {glm['noise_model']}, and glm.estimator optimised has "
+                "no prewhitening: set the one to ols, or the other to lsa or lss"
+            )
     for label, subject in study.subjects.items():
         for task in set(subject.tasks()) & set(study.trial_tasks):
             runs = subject.of(task)
@@ -760,15 +811,8 @@ def _check_choices(study: Study) -> None:
     _check_measures(study, study.measures, "rsa.measures")
     if lights["run"] and study.entry not in ("rdms", "stimuli"):
         _check_measures(study, [lights["measure"]], "searchlight.measure")
-    if study.entry == "derivatives" and study.config["regions"]["space"] != study.space:
-        key = f"{study.config['regions']['space']}-T1w"
-        for label, subject in study.subjects.items():
-            if study.space != "T1w" or key not in subject.transforms:
-                raise InputError(
-                    f"regions are in {study.config['regions']['space']} and sub-{label}'s data in "
-                    f"{study.space}, with no transform (…from-{key.replace('-', '_to-')}…_xfm.h5): "
-                    "give the atlas in the data's space"
-                )
+    for label in study.subjects:
+        study.region_route(label)
 
 
 def _check_encoding_summary(study: Study) -> None:

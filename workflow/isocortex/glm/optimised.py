@@ -525,8 +525,8 @@ def _methods(
         )
     elif len(fractions) > 1:
         said.append(
-            "Responses are not regularised, as no stimulus is in several runs to say how much would "
-            "serve."
+            "Responses are not regularised, as no stimulus is in several runs to say how much "
+            "would serve."
         )
     elif fractions[0] < 1:
         said.append(

@@ -105,6 +105,10 @@ class Series:
         """Voxels with a positive mean and some variance in every run; shape (n_voxels,)."""
         return ~self._reason[self._runs].any(axis=0)
 
+    def mean(self, run: int, part: slice) -> np.ndarray:
+        """Return the mean that a run of some voxels is scaled by, in the image's unit."""
+        return self._mean(self._runs[run], part)
+
     def select(self, runs: Sequence[int]) -> Series:
         """Return a view of some runs; which voxels are usable is decided by these alone."""
         view = object.__new__(Series)
