@@ -198,7 +198,7 @@ def init_bold_wf(
     else:
         coregister = Node(own.NormaliseReference(seed=seed), name="normalise_reference", mem_gb=1.5)
         anatomy = Node(IdentityInterface(fields=ANATOMY), name="anatomy")
-        stand_in = [("reference", "t1w"), ("brain", "mask"), *((n, n) for n in ANATOMY[2:])]
+        stand_in = [("t1w", "t1w"), ("brain", "mask"), *((n, n) for n in ANATOMY[2:])]
         workflow.connect([(coregister, anatomy, stand_in)])
     workflow.connect(
         [

@@ -64,9 +64,29 @@ def anatomy_figures(
         "anat_template.png",
         "Registration to the template",
         "T1w in MNI152NLin2009aSym and the template in turn, both with the template's outlines: "
-        "brain (red) and white matter (cyan). Correlation with the template: "
-        f"{qc['template_correlation']:.2f}.",
+        "brain (red) and white matter (cyan). " + normalisation_words(qc),
         flicker=slices.draw(np.maximum(theirs, 0), outlines),
         labels=("T1w of the subject", "template"),
     )
     book.close(qc)
+
+
+def normalisation_words(qc: Mapping[str, Any]) -> str:
+    """What the numbers of `isocortex.preprocess.normalisation` say, in a sentence or two.
+
+    Parameters
+    ----------
+    qc
+        Numbers for the report.
+    """
+    said = [f"correlation with the template {qc['template_correlation']:.2f}"]
+    for key, name in (("mask", "brain masks"), ("grey", "grey matter")):
+        if (found := qc.get(f"dice_template_{key}")) is not None:
+            said.append(f"Dice of the {name} {found:.2f}")
+    if qc.get("jacobian_min") is not None:
+        said.append(
+            f"Jacobian determinant from {qc['jacobian_min']:.2f} to {qc['jacobian_max']:.2f}"
+        )
+    text = ", ".join(said)
+    odd = str(qc.get("normalisation", "good"))
+    return f"{text[0].upper()}{text[1:]}." + ("" if odd == "good" else f" To be looked at: {odd}.")

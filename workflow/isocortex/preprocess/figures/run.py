@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
+from isocortex.preprocess.figures.anatomy import normalisation_words
 from isocortex.preprocess.figures.book import CYAN, RED, YELLOW, FigureBook, Slices
 from isocortex.preprocess.figures.courses import carpet_figure, marked, motion_figure
 from isocortex.preprocess.transforms import AffineTransform
@@ -64,21 +65,30 @@ def bold_figures(
     brain = slices.sample((labels > 0, dseg.affine))
     anatomy = np.maximum(slices.sample(t1w), 0)
     outlines = [(brain, RED), (slices.sample((labels == 2, dseg.affine)), CYAN)]
+    # without a T1w the template, carried to the reference, stands in for it
+    alone = qc.get("anatomy") == "template"
+    if alone:
+        title, other = "Registration to the template", "template"
+        text = "BOLD reference and the template, carried to it for want of a T1w, in turn"
+    else:
+        title, other = "Coregistration to the T1w", "T1w"
+        text = "BOLD reference in the T1w's space and the T1w in turn"
     book.add(
         slices.draw(np.maximum(slices.sample(reference, there, order=3), 0), outlines),
         "bold_coregistration.png",
-        "Coregistration to the T1w",
-        "BOLD reference in the T1w's space and the T1w in turn, both with the T1w's outlines: "
-        "brain mask (red) and white matter (cyan)." + _registration(qc),
+        title,
+        f"{text}, both with the {other}'s outlines: brain mask (red) and white matter (cyan). "
+        + (normalisation_words(qc) if alone else _registration(qc)),
         flicker=slices.draw(anatomy, outlines),
-        labels=("BOLD reference", "T1w"),
+        labels=("BOLD reference", other),
     )
     covered = slices.sample((mask.astype(np.float32), reference.affine), there)
     book.add(
         slices.draw(anatomy, [(brain, RED), (covered, YELLOW)]),
         "bold_coverage.png",
         "Coverage of the run",
-        "T1w with the outlines of its brain (red) and of the run's brain mask (yellow). "
+        f"{other[0].upper()}{other[1:]} with the outlines of its brain (red) and of the run's "
+        "brain mask (yellow). "
         + _coverage(qc),
     )
     thresholds = {
@@ -122,7 +132,7 @@ def bold_figures(
         ),
         "bold_tsnr.png",
         "Temporal signal-to-noise ratio",
-        f"Mean over standard deviation in time, in T1w space; median {qc['median_tsnr']:.0f} "
+        f"Mean over standard deviation in time; median {qc['median_tsnr']:.0f} "
         "inside the brain mask.",
         coloured=True,
     )
@@ -138,7 +148,7 @@ def _registration(qc: Mapping[str, Any]) -> str:
         "was taken" if qc.get("coregistration_accepted") == "bbr" else "was no better and not taken"
     )
     return (
-        f" Cost at the white matter's boundary: {before:.3f} after mutual information, "
+        f"Cost at the white matter's boundary: {before:.3f} after mutual information, "
         f"{after:.3f} after the boundary-based registration, which {taken}."
     )
 

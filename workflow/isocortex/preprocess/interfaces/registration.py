@@ -92,6 +92,7 @@ class NormaliseReferenceOutput(TraitedSpec):
     reference = File(exists=True, desc="reference without its bias field")
     mask = File(exists=True, desc="brain mask from the reference alone")
     signal = File(exists=True, desc="where the reference has signal")
+    t1w = File(exists=True, desc="the template's T1w, carried to the reference")
     brain = File(exists=True, desc="the template's brain, carried to the reference")
     dseg = File(exists=True, desc="1 GM, 2 WM, 3 CSF, carried from the template")
     gm = File(exists=True, desc="share of grey matter, carried from the template")
@@ -142,6 +143,7 @@ class NormaliseReference(Interface):
             ("signal", signal.astype(np.uint8)),
             ("brain", brain.astype(np.uint8)),
             ("dseg", np.where(brain, labels, 0).astype(np.uint8)),
+            ("t1w", registration.warp(registration.load_template(resolution), inverse, own)),
             *tissues.items(),
         ):
             self._results[name] = self._keep(runtime, f"{name}.nii.gz", values, reference.affine)
