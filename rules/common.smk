@@ -15,7 +15,7 @@ from isocortex.errors import InputError
 from isocortex.fieldmaps_metadata import fieldmap_as_dict
 from isocortex.parallel import hand_on_scheduler
 from isocortex.provenance import code_version, fingerprint
-from isocortex.study import check_inputs, load_study, model_files
+from isocortex.study import TEMPLATE, check_inputs, load_study, model_files
 
 
 def stop(error):
@@ -44,7 +44,6 @@ STUDY = checked_study()
 CONFIG = STUDY.config
 RESULTS = f"{CONFIG['results']}/{CONFIG['study']}"
 PREPROCESS = f"{RESULTS}/preprocess"
-TEMPLATE = "MNI152NLin2009aSym"
 SPACES = CONFIG["preprocess"]["spaces"]
 SEED = CONFIG["seed"]
 ENTRY = STUDY.entry
@@ -550,18 +549,20 @@ def atlas_content(wildcards):
     """Return signs of the content of the atlas and of what has no manifest beside it."""
     files = [atlas_of(wildcards)]
     if ENTRY != "bids":
-        files += [betas_grid(wildcards), atlas_transform(wildcards)]
+        files += [betas_grid(wildcards), *atlas_transform(wildcards)]
     return [fingerprint(file) for file in files if file]
 
 
 def atlas_transform(wildcards):
-    """Return the transform that takes the atlas into the betas' space, where it needs one."""
-    if ENTRY in ("betas", "timeseries") or CONFIG["regions"]["space"] == STUDY.space:
-        return []
+    """Return the transforms that take the atlas into the betas' space, where it needs some."""
+    route = STUDY.region_route(wildcards.subject)
     if ENTRY == "derivatives":
-        key = f"{CONFIG['regions']['space']}-T1w"
-        return str(STUDY.subjects[wildcards.subject].transforms[key])
-    return anat(f"from-{TEMPLATE}_to-T1w_mode-image_xfm.h5", wildcards.subject)
+        transforms = STUDY.subjects[wildcards.subject].transforms
+        return [str(transforms[f"{start}-{end}"]) for start, end in route]
+    return [
+        anat(f"from-{start}_to-{end}_mode-image_xfm.h5", wildcards.subject)
+        for start, end in route
+    ]
 
 
 def atlas_manifest(wildcards):

@@ -10,7 +10,7 @@ if __name__ == "__main__":
             snakemake.input.atlas,
             labels=snakemake.input.labels,
             grid=snakemake.input.grid,
-            transform=snakemake.input.get("transform") or None,
+            transforms=list(snakemake.input.get("transform", [])),
             subject=snakemake.wildcards.subject,
             outputs=dict(snakemake.output.items()),
             code=snakemake.params.code,

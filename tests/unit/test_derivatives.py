@@ -1,12 +1,15 @@
 """Derivatives as fMRIPrep 23 to 25 name them are indexed, or refused with what to do."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from isocortex import derivatives
+from isocortex.bids import Subject
 from isocortex.derivatives import index_derivatives, made_by, parse_space
 from isocortex.errors import InputError
+from isocortex.study import Study
 
 RUN = "sub-01/func/sub-01_task-a_run-01"
 
@@ -213,3 +216,43 @@ def test_who_made_the_derivatives(tmp_path, described, told):
 def test_spaces_read_back():
     for text in ("T1w", "MNIInfant:cohort-1", "MNI152NLin2009cAsym:res-2"):
         assert str(derivatives.parse_space(text)) == text
+
+
+def study_of(entry, space, regions, *, transforms=(), t1w=("x",)):
+    config = {"glm": {"space": space}, "regions": {"space": regions}, "input": {}}
+    subject = Subject("01", t1w, (), {key: Path(key) for key in transforms})
+    return Study(config, entry, {"01": subject}, {})
+
+
+@pytest.mark.parametrize(
+    ("study", "route"),
+    [
+        (study_of("bids", "MNI152NLin2009aSym", "MNI152NLin2009aSym"), []),
+        (study_of("bids", "T1w", "MNI152NLin2009aSym"), [("MNI152NLin2009aSym", "T1w")]),
+        (study_of("bids", "MNI152NLin2009aSym", "T1w"), [("T1w", "MNI152NLin2009aSym")]),
+        (study_of("derivatives", "T1w", "A", transforms=["A-T1w", "T1w-A"]), [("A", "T1w")]),
+        (
+            study_of("derivatives", "A", "B", transforms=["B-T1w", "T1w-A"]),
+            [("T1w", "A"), ("B", "T1w")],
+        ),
+        (study_of("derivatives", "A_cohort-1", "A:cohort-1"), []),
+        (study_of("betas", "A", "B"), []),
+    ],
+)
+def test_the_atlas_finds_its_way(study, route):
+    assert study.region_route("01") == route
+
+
+@pytest.mark.parametrize(
+    "study",
+    [
+        study_of("bids", "MNI152NLin2009aSym", "MNI152NLin6Asym"),
+        study_of("bids", "T1w", "MNI152NLin6Asym"),
+        study_of("bids", "MNI152NLin2009aSym", "T1w", t1w=()),
+        study_of("derivatives", "A", "B", transforms=["A-T1w", "B-T1w"]),
+        study_of("derivatives", "A_cohort-1", "A:cohort-2"),
+    ],
+)
+def test_an_atlas_without_a_way_is_refused(study):
+    with pytest.raises(InputError, match="give the atlas in"):
+        study.region_route("01")

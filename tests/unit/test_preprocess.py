@@ -44,7 +44,8 @@ from isocortex.preprocess.transforms import (
     write_composite,
     write_itk_affine,
 )
-from isocortex.preprocess.workflows import init_bold_wf, run_workflow
+from isocortex.preprocess.engine import run_workflow
+from isocortex.preprocess.workflows import init_bold_wf
 from isocortex.surface import series_image
 from tests.unit.heads import FLIPPED, OBLIQUE, head, moved_series, save
 
@@ -243,7 +244,7 @@ def test_regions_through_a_shift(tmp_path):
     shift = np.eye(4)
     shift[0, 3] = 6.0
     write_composite(tmp_path / "x.h5", [AffineTransform(shift)])
-    transform_regions(case.pop("atlas"), transform=tmp_path / "x.h5", **case)
+    transform_regions(case.pop("atlas"), transforms=[tmp_path / "x.h5"], **case)
     found = nib.load(tmp_path / "out.nii.gz")
     data = np.asarray(found.dataobj)
     centre = found.affine[:3, :3] @ np.argwhere(data == 2).mean(axis=0)
@@ -251,6 +252,20 @@ def test_regions_through_a_shift(tmp_path):
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["n_voxels"]["V1"] == (data == 1).sum()
     assert (tmp_path / "out.tsv").read_text() == (tmp_path / "labels.tsv").read_text()
+
+
+def test_regions_from_template_to_template_by_way_of_t1w(tmp_path):
+    """Points of the grid go through the first file first: doubled, then shifted."""
+    case = regions_case(tmp_path)
+    shift = np.eye(4)
+    shift[0, 3] = 6.0
+    for name, matrix in (("double", np.diag([2.0, 2, 2, 1])), ("shift", shift)):
+        write_composite(tmp_path / f"{name}.h5", [AffineTransform(matrix)])
+    transforms = [tmp_path / "double.h5", tmp_path / "shift.h5"]
+    transform_regions(case.pop("atlas"), transforms=transforms, **case)
+    found = nib.load(tmp_path / "out.nii.gz")
+    centre = found.affine[:3, :3] @ np.argwhere(np.asarray(found.dataobj) == 2).mean(axis=0)
+    np.testing.assert_allclose(centre, [(28 - 6) / 2, 13 / 2, 13 / 2], atol=1.0)
 
 
 def test_bad_regions(tmp_path):

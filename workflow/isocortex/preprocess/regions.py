@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ def transform_regions(
     grid: str | Path,
     subject: str,
     outputs: Mapping[str, str | Path],
-    transform: str | Path | None = None,
+    transforms: Sequence[str | Path] = (),
     code: str = "",
 ) -> None:
     """Resample an atlas to the BOLD grid: each voxel gets the region that holds most of it.
@@ -44,9 +44,10 @@ def transform_regions(
         Label, for messages.
     outputs
         Name to file: regions (NIfTI), labels (TSV), manifest.
-    transform
-        Composite that resamples the atlas's space on the BOLD's space (for an atlas in the
-        template and BOLD in T1w: from-MNI152NLin2009aSym_to-T1w); None: the same space.
+    transforms
+        Composites that resample the atlas's space on the BOLD's space, the first one the first
+        that points of the grid go through (for an atlas in the template and BOLD in T1w:
+        from-MNI152NLin2009aSym_to-T1w alone); none: the same space.
     code
         Digest of the code, for the manifest.
 
@@ -86,10 +87,10 @@ def transform_regions(
         raise InputError(f"{grid} has {mask.ndim} dimensions: give a brain mask or a series")
     grid_affine = clean_affine(target, grid)
     points = grid_points(mask.shape, grid_affine)
-    chain = read_transforms(transform) if transform else []
+    chain = [step for path in transforms for step in read_transforms(path)]
     if chain:
         # the warp stretches a voxel little: its own offsets stand for the warped ones
-        logger.info("atlas through %s", transform)
+        logger.info("atlas through %s", ", ".join(map(str, transforms)))
     found = resample_labels(
         rounded,
         clean_affine(image, atlas),
@@ -116,7 +117,7 @@ def transform_regions(
         put_all(
             {"regions": path, "labels": table},
             outputs,
-            sources=[p for p in (atlas, labels, grid, transform) if p],
+            sources=[atlas, labels, grid, *transforms],
             code=code,
             subject=subject,
             n_voxels=counts,
