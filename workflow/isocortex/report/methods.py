@@ -160,18 +160,23 @@ def _preprocessing(section: Mapping[str, Any], cite: Any, version: Any) -> list[
         + (f" at {resolution:g} mm." if isinstance(resolution, (int, float)) else "."),
         f"Confounds carry fMRIPrep's names {cite('fmriprep')}: motion parameters, framewise "
         f"displacement and DVARS {cite('fd')}, tissue signals"
-        + _compcor(section.get("compcor_components"))
-        + f" {cite('compcor')}.",
+        + _compcor(section.get("compcor_components"), cite)
+        + f" Image quality of each run was measured as MRIQC does {cite('mriqc')}.",
     ]
 
 
-def _compcor(choice: Any) -> str:
+def _compcor(choice: Any, cite: Any) -> str:
     if choice is None:
-        return ""
-    if choice == "50%":
-        choice = "as many components of each CompCor as explain half of the variance"
-        return f", {choice}, and 24 components of the band of voxels around the brain"
-    return f" and {choice} components of each CompCor"
+        return "."
+    many = (
+        "as many components of each CompCor as explain half of the variance"
+        if choice == "50%"
+        else f"{choice} components of each CompCor"
+    )
+    return (
+        f", {many} {cite('compcor')}, and 24 components of the band of voxels around the brain "
+        f"{cite('crown')}."
+    )
 
 
 def _has_value(dataset: xr.Dataset, name: str) -> bool:

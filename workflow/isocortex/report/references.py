@@ -69,6 +69,19 @@ REFERENCES = {
             "10.1016/j.neuroimage.2007.04.042",
         ),
         Reference(
+            "crown",
+            "Patriat R, Reynolds RC, Birn RM (2017). An improved model of motion-related signal "
+            "changes in fMRI. NeuroImage 144:74–82.",
+            "10.1016/j.neuroimage.2016.08.051",
+        ),
+        Reference(
+            "mriqc",
+            "Esteban O, Birman D, Schaer M, Koyejo OO, Poldrack RA, Gorgolewski KJ (2017). MRIQC: "
+            "Advancing the automatic prediction of image quality in MRI from unseen sites. PLOS "
+            "ONE 12:e0184661.",
+            "10.1371/journal.pone.0184661",
+        ),
+        Reference(
             "nilearn",
             "Abraham A, Pedregosa F, Eickenberg M, et al. (2014). Machine learning for "
             "neuroimaging "

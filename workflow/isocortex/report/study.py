@@ -54,6 +54,7 @@ from isocortex.report.study_models import models_section
 from isocortex.report.study_partition import partition_section
 from isocortex.report.study_persistence import persistence_section
 from isocortex.report.study_predictors import predictor_findings, scores_by_task
+from isocortex.report.study_quality import quality_section
 from isocortex.report.study_searchlight import searchlight_section
 from isocortex.report.study_topology import topology_section
 from isocortex.report.wording import given_models
@@ -164,7 +165,8 @@ def report_study(
     categories
         Category by stimulus id; goes before the conditions in the betas.
     manifests
-        Further manifests for the provenance table.
+        Further manifests, for the provenance table; those of preprocessed runs hold their
+        quality measures.
     code
         Digest of the report's code.
 
@@ -229,7 +231,8 @@ def report_study(
                 Section(
                     "sample",
                     "Sample and data quality",
-                    _sample(opened["betas"], confounds, subjects, excluded),
+                    _sample(opened["betas"], confounds, subjects, excluded)
+                    + quality_section(manifests),
                 ),
             ),
             (
