@@ -116,7 +116,11 @@ rule report_study:
         mem_mb=3000,
         runtime=30,
     params:
-        study={"name": CONFIG["study"], "entry": ENTRY},
+        study={
+            "name": CONFIG["study"],
+            "entry": ENTRY,
+            "made_by": STUDY.made_by,
+        },
         subjects=list(STUDY.subjects),
         excluded=CONFIG["exclude"],
         config=analysis_config(),

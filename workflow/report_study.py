@@ -20,6 +20,7 @@ if __name__ == "__main__":
             subjects=list(snakemake.params.subjects),
             excluded=dict(snakemake.params.excluded),
             entry=snakemake.params.study["entry"],
+            made_by=snakemake.params.study["made_by"],
             stimuli=dict(snakemake.params.get("stimuli", {})),
             config=snakemake.params.config,
             options=snakemake.params.options,

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import sys
+from collections import defaultdict
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ import xarray as xr
 from isocortex import store
 from isocortex.errors import InputError
 from isocortex.report import ReportOptions, report_study, report_subject
+from isocortex.report.methods import methods_blocks
 from isocortex.report.page import interval, number, p_value
 from isocortex.report.subject import trial_z
 
@@ -690,3 +692,15 @@ def test_mean_rdms_scales_subjects_alike():
     expected = np.array([[0, 1, 2], [1, 0, 3], [2, 3, 0]]) / scale
     np.testing.assert_allclose(matrices["V1"], expected)
     assert n == {"V1": 2}
+
+
+def test_the_report_says_who_preprocessed():
+    blocks, _ = methods_blocks(
+        entry="derivatives",
+        made_by="fMRIPrep 24.1.1",
+        config={},
+        versions={},
+        opened=defaultdict(list),
+        surface=False,
+    )
+    assert "made by fMRIPrep 24.1.1, with confounds named" in "".join(map(str, blocks))

@@ -21,11 +21,13 @@ from isocortex.report.wording import (
     radius_text,
     resampled,
 )
+from isocortex.surface import MESH, SERIES_DEPTHS
 
 
 def methods_blocks(
     *,
     entry: str,
+    made_by: str = "",
     config: Mapping[str, Any],
     versions: Mapping[str, str],
     opened: Mapping[str, Sequence[xr.Dataset]],
@@ -37,6 +39,8 @@ def methods_blocks(
     ----------
     entry
         Where the study enters the chain.
+    made_by
+        What made the derivatives, with its version; empty where they do not say.
     config
         The whole configuration.
     versions
@@ -67,10 +71,10 @@ def methods_blocks(
     elif entry == "derivatives":
         add(
             "Preprocessing",
-            "The study started from preprocessed BIDS derivatives "
-            f"{cite('bids')}, with confounds named as by fMRIPrep {cite('fmriprep')}; see their "
-            "own "
-            "methods text.",
+            f"The study started from preprocessed BIDS derivatives {cite('bids')}"
+            + (f" made by {made_by}" if made_by else "")
+            + f", with confounds named as by fMRIPrep {cite('fmriprep')}; see their own methods "
+            "text.",
         )
     if opened["betas"]:
         attrs = opened["betas"][0].attrs
@@ -145,19 +149,35 @@ def _value(section: Mapping[str, Any], key: str, template: str) -> str:
 
 def _preprocessing(section: Mapping[str, Any], cite: Any, version: Any) -> list[str]:
     steps = "Of each run a reference image was made, head motion estimated rigidly against it, "
-    if section.get("slice_timing", True):
-        steps += "slice timing corrected where the sidecar gives slice times, "
     resolution = section.get("resolution")
+    splines = f"{section.get('interpolation', 'cubic')} splines in space"
+    if section.get("slice_timing", True):
+        order = section.get("slice_timing_order", "slices_first")
+        splines += (
+            ", with slices brought to the middle of the acquisition by cubic splines in "
+            + (
+                "time before the motion was undone"
+                if order == "slices_first"
+                else "time along the path of the moving head"
+            )
+            + " where the sidecar gives slice times"
+        )
+    spaces = list(section.get("spaces") or [])
     return [
         f"Preprocessing ran as nipype workflows ({version('nipype')}) {cite('nipype')} on ANTs "
         f"({version('antspyx')}). The T1w image was corrected for intensity non-uniformity by N4 "
         f"{cite('n4')}, its brain extracted, its tissues classified, and it was registered to the "
         f"MNI152 template of nilearn {cite('template', 'nilearn')} by SyN {cite('syn')}.",
         f"{steps}and the reference registered rigidly to the T1w image; all transforms were "
-        "applied "
-        "in a single resampling"
+        f"applied in a single interpolation of the raw volumes ({splines})"
         + _value(section, "spaces", " into {}")
-        + (f" at {resolution:g} mm." if isinstance(resolution, (int, float)) else "."),
+        + (f" at {resolution:g} mm" if isinstance(resolution, (int, float)) else "")
+        + (
+            f", on the surface as the mean over {SERIES_DEPTHS} depths of cortex"
+            if MESH in spaces
+            else ""
+        )
+        + ".",
         f"Confounds carry fMRIPrep's names {cite('fmriprep')}: motion parameters, framewise "
         f"displacement and DVARS {cite('fd')}, tissue signals"
         + _compcor(section.get("compcor_components"), cite)

@@ -92,6 +92,7 @@ def report_study(
     options: Mapping[str, Any],
     config: Mapping[str, Any],
     entry: str = "bids",
+    made_by: str = "",
     excluded: Mapping[str, str] | None = None,
     scores: Sequence[Path | str] = (),
     partition: Sequence[Path | str] = (),
@@ -136,6 +137,8 @@ def report_study(
         The whole configuration, for the methods text and the configuration table.
     entry
         Where the study enters the chain: ``bids``, ``derivatives``, ``betas`` or ``rdms``.
+    made_by
+        What made the derivatives that the study starts from, with its version.
     excluded
         Reason by excluded subject.
     scores, partition, identification, topology, dependence, persistence
@@ -343,6 +346,7 @@ def report_study(
         versions = package_versions(found)
         text, references = methods_blocks(
             entry=entry,
+            made_by=made_by,
             config=config,
             versions=versions,
             surface=choices.surface and any(Grid.of(ds).is_template for ds in opened["encoding"]),
@@ -369,6 +373,7 @@ def report_study(
         **({"Tasks": join(list(tasks))} if tasks else {}),
         **({"Regions": str(opened["rdms"][0].sizes["region"])} if opened["rdms"] else {}),
         **({"Started from": ENTRY_TEXT.get(entry, entry)} if subjects else {}),
+        **({"Preprocessed by": made_by} if made_by else {}),
         "isocortex": isocortex.__version__,
         "Report code": code[:16] or "not recorded",
     }
