@@ -55,10 +55,39 @@ rule preprocess_anat:
         "../workflow/preprocess_anat.py"
 
 
+rule estimate_fieldmap:
+    """One field of one subject, from gradient echoes or opposite phase encoding."""
+    input:
+        images=ancient(raw_fieldmap_images),
+        sidecars=raw_fieldmap_sidecars,
+    output:
+        field=fmap("desc-preproc_fieldmap.nii.gz"),
+        sidecar=fmap("desc-preproc_fieldmap.json"),
+        reference=fmap("desc-reference_fieldmap.nii.gz"),
+        reference_sidecar=fmap("desc-reference_fieldmap.json"),
+        figures=directory(figures_of("{fieldmap}")),
+        manifest=fmap("manifest.json"),
+    log:
+        log_of("estimate_fieldmap", "sub-{subject}", "{fieldmap}"),
+    benchmark:
+        benchmark_of("estimate_fieldmap", "sub-{subject}", "{fieldmap}")
+    conda:
+        "../envs/preprocess.yaml"
+    threads: 1
+    resources:
+        mem_mb=3000,
+        runtime=60,
+    params:
+        fieldmap=raw_fieldmap_parts,
+        source=raw_fieldmap_content,
+        seed=SEED,
+        code=code_version("estimate_fieldmap"),
+    script:
+        "../workflow/estimate_fieldmap.py"
+
+
 rule preprocess_bold:
     """Motion, coregistration, one resampling into all spaces and confounds of one run."""
-    wildcard_constraints:
-        subject=subjects_pattern(t1w=True),
     input:
         bold=ancient(raw_bold),
         sidecars=raw_sidecars,
@@ -70,6 +99,9 @@ rule preprocess_bold:
         csf=ancient(rules.preprocess_anat.output.csf),
         to_template=ancient(rules.preprocess_anat.output.to_template),
         anat_manifest=rules.preprocess_anat.output.manifest,
+        field=ancient(run_field),
+        field_reference=ancient(run_field_reference),
+        field_manifest=run_field_manifest,
     output:
         bold=each_space("desc-preproc_bold.nii.gz"),
         mask=each_space("desc-brain_mask.nii.gz"),
@@ -88,6 +120,8 @@ rule preprocess_bold:
         log_of("preprocess_bold", "sub-{subject}", "{run}"),
     benchmark:
         benchmark_of("preprocess_bold", "sub-{subject}", "{run}")
+    wildcard_constraints:
+        subject=subjects_pattern(t1w=True),
     conda:
         "../envs/preprocess.yaml"
     threads: 1
@@ -96,6 +130,7 @@ rule preprocess_bold:
         runtime=120,
     params:
         options=options("preprocess"),
+        distortion=run_distortion,
         source=raw_bold_content,
         seed=SEED,
         code=code_version("preprocess_bold"),
@@ -105,11 +140,12 @@ rule preprocess_bold:
 
 # A subject without a T1w: the run goes straight to the template, and no T1w space is written.
 use rule preprocess_bold as preprocess_bold_alone with:
-    wildcard_constraints:
-        subject=subjects_pattern(t1w=False),
     input:
         bold=ancient(raw_bold),
         sidecars=raw_sidecars,
+        field=ancient(run_field),
+        field_reference=ancient(run_field_reference),
+        field_manifest=run_field_manifest,
     output:
         bold=each_space("desc-preproc_bold.nii.gz"),
         mask=each_space("desc-brain_mask.nii.gz"),
@@ -125,6 +161,8 @@ use rule preprocess_bold as preprocess_bold_alone with:
         from_template=func(f"from-{TEMPLATE}_to-boldref_mode-image_xfm.h5"),
         figures=directory(figures_of("{run}")),
         manifest=func("manifest.json"),
+    wildcard_constraints:
+        subject=subjects_pattern(t1w=False),
 
 
 rule transform_regions:

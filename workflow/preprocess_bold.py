@@ -13,6 +13,8 @@ if __name__ == "__main__":
             sidecars=list(snakemake.input.get("sidecars", [])),
             # none for a subject without a T1w
             anatomy={name: snakemake.input[name] for name in ANATOMY if snakemake.input.get(name)},
+            fieldmap=[*snakemake.input.field, *snakemake.input.field_reference],
+            distortion=snakemake.params.distortion,
             subject=snakemake.wildcards.subject,
             run=snakemake.wildcards.run,
             outputs=dict(snakemake.output.items()),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,14 +10,20 @@ import numpy as np
 
 from isocortex import bids, provenance
 from isocortex.errors import InputError
+from isocortex.fieldmaps_metadata import phase_encoding
+from isocortex.jobs import working_folder
+from isocortex.preprocess.distortion_workflow import FieldOfRun
+from isocortex.preprocess.engine import run_workflow
 from isocortex.preprocess.images import open_image, read_timing
 from isocortex.preprocess.noise_components import HALF
 from isocortex.preprocess.outputs import put_all, sources_of, spatial_reference
 from isocortex.preprocess.registration import make_deterministic
 from isocortex.preprocess.surfaces import SIDECAR
-from isocortex.preprocess.workflows import init_bold_wf, run_workflow
+from isocortex.preprocess.workflows import init_bold_wf
 
 logger = logging.getLogger(__name__)
+
+NO_FIELD = {"kind": "none", "note": ""}
 
 
 def preprocess_bold(
@@ -32,6 +37,8 @@ def preprocess_bold(
     options: Mapping[str, object],
     seed: int,
     log: str | Path,
+    fieldmap: Sequence[str | Path] = (),
+    distortion: Mapping[str, str] = NO_FIELD,
     temporary: str | Path | None = None,
     threads: int = 1,
     mem_mb: int = 4000,
@@ -65,6 +72,10 @@ def preprocess_bold(
     log
         The rule's log; the seconds of each step go beside it as ``<log stem>.seconds.json``,
         and a crash report as ``<log stem>.crash.txt``.
+    fieldmap
+        Field in Hz and its reference, of `estimate_fieldmap`; empty where the run has none.
+    distortion
+        ``kind`` of the fieldmap, or ``note``, why there is none.
     temporary
         Folder for the working folder; the system's by default.
     threads, mem_mb
@@ -92,6 +103,7 @@ def preprocess_bold(
         "slice_timing",
         "slice_timing_order",
         "interpolation",
+        "distortion",
         "dummy_scans",
         "fd_threshold",
         "dvars_threshold",
@@ -117,6 +129,16 @@ def preprocess_bold(
         logger.info("no SliceTiming in the sidecar: slices are not corrected")
     elif not corrected:
         logger.info("preprocess.slice_timing is off: slices are not corrected")
+    field = None
+    if fieldmap:
+        field = FieldOfRun(
+            *map(Path, fieldmap),
+            kind=distortion["kind"],
+            encoding=phase_encoding(bold, bids.metadata(sidecars), image.shape),
+            jacobian=bool(options["distortion"]["jacobian"]),
+        )
+    else:
+        logger.info("distortion is not corrected: %s", distortion["note"])
     if not anatomy:
         if "T1w" in spaces:
             raise InputError(
@@ -127,7 +149,7 @@ def preprocess_bold(
     make_deterministic(seed)
     log = Path(log)
     where = f"sub-{subject} {run}"
-    with tempfile.TemporaryDirectory(prefix="isocortex-bold-", dir=temporary) as folder:
+    with working_folder("bold", log, within=temporary) as folder:
         workflow = init_bold_wf(
             timing=timing,
             spaces=spaces,
@@ -143,6 +165,8 @@ def preprocess_bold(
             seed=seed,
             has_t1w=bool(anatomy),
             threads=threads,
+            distortion=field,
+            distortion_note=distortion["note"],
         )
         start = workflow.get_node("inputnode").inputs
         start.bold = str(bold.resolve())
@@ -151,7 +175,7 @@ def preprocess_bold(
         made = dict(
             run_workflow(
                 workflow,
-                folder=Path(folder),
+                folder=folder,
                 crash_file=log.with_name(f"{log.stem}.crash.txt"),
                 where=where,
                 threads=threads,
@@ -196,7 +220,7 @@ def preprocess_bold(
         put_all(
             made,
             wanted,
-            sources=[bold, *sidecars, *anatomy.values()],
+            sources=[bold, *sidecars, *anatomy.values(), *fieldmap],
             code=code,
             subject=subject,
             run=run,

@@ -15,6 +15,8 @@ _IGNORE = """\
 *_hemi-*
 *_timeseries.*
 *_xfm.*
+# fields, named as fMRIPrep names them
+*_fmapid-*
 # provenance and the pictures of the reports
 *manifest.json
 .*.provenance.json

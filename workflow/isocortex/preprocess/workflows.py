@@ -1,13 +1,8 @@
-"""The nipype workflows of both rules, and how one is run inside a Snakemake job."""
+"""The nipype workflows of both rules; `isocortex.preprocess.engine` runs them."""
 
 from __future__ import annotations
 
 import logging
-import re
-import shutil
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 from nipype.algorithms.confounds import (
     TSNR,
@@ -17,16 +12,13 @@ from nipype.algorithms.confounds import (
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
-from isocortex.errors import InputError
 from isocortex.preprocess import interfaces as own
+from isocortex.preprocess.distortion_workflow import FieldOfRun, connect_distortion
 from isocortex.preprocess.images import Timing
 
 logger = logging.getLogger(__name__)
 
 ANATOMY = ["t1w", "mask", "dseg", "gm", "wm", "csf", "to_template"]
-_ERROR_LINE = re.compile(r"^\s*[\w.]+(Error|Exit|Exception)\b")
-_INPUT_ERROR = re.compile(r"isocortex\.errors\.InputError: (.+)")
-
 
 def init_anat_wf(*, seed: int, n_images: int, name: str = "anat_wf") -> Workflow:
     """Anatomy: bias field, brain mask, registration to the template, tissue classes.
@@ -123,6 +115,8 @@ def init_bold_wf(
     seed: int,
     has_t1w: bool = True,
     threads: int = 1,
+    distortion: FieldOfRun | None = None,
+    distortion_note: str = "",
     name: str = "bold_wf",
 ) -> Workflow:
     """BOLD: motion, coregistration, one resampling into all spaces, confounds.
@@ -157,6 +151,10 @@ def init_bold_wf(
         whose tissues stand in, and there is a to_template and a from_template, but no to_t1w.
     threads
         Of each resampling.
+    distortion
+        The field that the run is corrected with; None: it is not.
+    distortion_note
+        Why not.
     name
         Of the workflow.
 
@@ -204,7 +202,6 @@ def init_bold_wf(
         [
             (inputs, read, [("bold", "in_file")]),
             (read, motion, [("out_file", "in_file")]),
-            (motion, coregister, [("reference", "reference")]),
         ]
     )
     needs_dummy: list[Node] = [motion]
@@ -277,8 +274,18 @@ def init_bold_wf(
         name="figures",
         mem_gb=base + series_gb,
     )
+    reference = connect_distortion(
+        workflow,
+        distortion,
+        note=distortion_note,
+        motion=motion,
+        resample=resample,
+        pictures=pictures,
+        seed=seed,
+    )
     workflow.connect(
         [
+            (reference, coregister, [("reference", "reference")]),
             (anatomy, masks, [("gm", "gm"), ("wm", "wm"), ("csf", "csf")]),
             (resample, masks, [("native_mask", "mask")]),
             (coregister, masks, [("to_t1w", "to_t1w")]),
@@ -296,7 +303,7 @@ def init_bold_wf(
             (dvars, confounds, [("out_nstd", "dvars"), ("out_std", "std_dvars")]),
             (compcor, confounds, [("out_file", "components")]),
             (read, quality, [("out_file", "raw")]),
-            (motion, quality, [("reference", "mean")]),
+            (reference, quality, [("reference", "mean")]),
             (resample, quality, [("native_bold", "bold"), ("native_mask", "mask")]),
             (tsnr, quality, [("tsnr_file", "tsnr")]),
             (displacement, quality, [("out_file", "framewise_displacement")]),
@@ -308,7 +315,7 @@ def init_bold_wf(
             (coregister, quality, [("to_t1w", "to_t1w")]),
             (anatomy, quality, [("mask", "t1w_mask"), ("to_template", "to_template")]),
             (quality, pictures, [("qc", "measures")]),
-            (motion, pictures, [("reference", "mean")]),
+            (reference, pictures, [("reference", "mean")]),
             (masks, pictures, [("crown", "crown")]),
             (coregister, pictures, [("reference", "reference"), ("mask", "epi_mask")]),
             (coregister, pictures, [("to_t1w", "to_t1w"), ("quality", "registration")]),
@@ -333,87 +340,3 @@ def init_bold_wf(
         for node in needs_dummy:
             node.inputs.n_dummy = dummy_scans
     return workflow
-
-
-def run_workflow(
-    workflow: Workflow,
-    *,
-    folder: Path,
-    crash_file: Path,
-    where: str,
-    threads: int,
-    mem_mb: int,
-) -> Mapping[str, Any]:
-    """Run a workflow with nipype's MultiProc and give back what its outputnode holds.
-
-    Parameters
-    ----------
-    workflow
-        With an ``outputnode``.
-    folder
-        Working folder; the caller removes it.
-    crash_file
-        Where nipype's crash report goes if a step fails.
-    where
-        Subject and run, for messages.
-    threads, mem_mb
-        What the job may use.
-
-    Returns
-    -------
-    dict
-        Output name to value.
-
-    Raises
-    ------
-    InputError
-        A step found bad input; the message is the step's.
-    RuntimeError
-        A step failed: names the interface, the subject and run, and the crash file.
-    """
-    crashes = folder / "crash"
-    workflow.base_dir = str(folder)
-    workflow.config["execution"] = {
-        "crashdump_dir": str(crashes),
-        "crashfile_format": "txt",
-        "poll_sleep_duration": "0.05",
-        "stop_on_first_crash": "true",
-        "remove_unnecessary_outputs": "false",
-        "hash_method": "timestamp",
-        "check_version": "false",
-    }
-    sources = [
-        (source, output, name)
-        for source, _, data in workflow._graph.in_edges(workflow.get_node("outputnode"), data=True)
-        for output, name in data["connect"]
-    ]
-    plugin = {"n_procs": max(threads, 1), "memory_gb": mem_mb / 1000, "raise_insufficient": False}
-    crash_file.unlink(missing_ok=True)
-    try:
-        graph = workflow.run(plugin="MultiProc", plugin_args=plugin)
-    except Exception as error:
-        raise _explain(error, crashes, crash_file, where) from None
-    results = {node.name: node for node in graph.nodes()}
-    return {
-        name: getattr(results[source.name].result.outputs, output)
-        for source, output, name in sources
-    }
-
-
-def _explain(error: Exception, crashes: Path, crash_file: Path, where: str) -> Exception:
-    """The failure in one line, and nipype's report beside the log."""
-    reports = sorted(crashes.glob("crash-*")) if crashes.is_dir() else []
-    text = "\n".join([str(error), *(r.read_text(errors="replace") for r in reports)])
-    told = _INPUT_ERROR.search(text)
-    if told:
-        return InputError(f"{told[1].strip()} ({where})")
-    names = re.findall(r"^Node: (\S+)", text, re.MULTILINE) or ["workflow"]
-    lines = [
-        line.strip() for line in text.splitlines() if re.match(r"^\s*[\w.]+(Error|Exit)", line)
-    ]
-    reason = lines[-1] if lines else str(error).splitlines()[0]
-    if reports:
-        crash_file.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(reports[0], crash_file)
-        reason = f"{reason}; crash report in {crash_file}"
-    return RuntimeError(f"{names[0]} failed for {where}: {reason}")

@@ -13,6 +13,7 @@ import pandas as pd
 from isocortex.preprocess.figures.anatomy import normalisation_words
 from isocortex.preprocess.figures.book import CYAN, RED, YELLOW, FigureBook, Slices
 from isocortex.preprocess.figures.courses import carpet_figure, marked, motion_figure
+from isocortex.preprocess.figures.distortion import add_distortion_figure
 from isocortex.preprocess.transforms import AffineTransform
 
 
@@ -34,6 +35,7 @@ def bold_figures(
     fd_threshold: float,
     dvars_threshold: float,
     qc: Mapping[str, Any],
+    recorded: nib.Nifti1Image | None = None,
 ) -> None:
     """Coregistration, coverage, motion, carpet plot, tSNR and ghosts of one run.
 
@@ -57,6 +59,8 @@ def bold_figures(
         Drawn as lines.
     qc
         Numbers for the report.
+    recorded
+        Reference before its correction for susceptibility distortion, where `mean` is corrected.
     """
     book = FigureBook(folder)
     labels = np.asarray(dseg.dataobj)
@@ -82,14 +86,15 @@ def bold_figures(
         flicker=slices.draw(anatomy, outlines),
         labels=("BOLD reference", other),
     )
+    if recorded is not None:
+        add_distortion_figure(book, recorded=recorded, undistorted=mean, qc=qc)
     covered = slices.sample((mask.astype(np.float32), reference.affine), there)
     book.add(
         slices.draw(anatomy, [(brain, RED), (covered, YELLOW)]),
         "bold_coverage.png",
         "Coverage of the run",
         f"{other[0].upper()}{other[1:]} with the outlines of its brain (red) and of the run's "
-        "brain mask (yellow). "
-        + _coverage(qc),
+        "brain mask (yellow). " + _coverage(qc),
     )
     thresholds = {
         "repetition_time": repetition_time,

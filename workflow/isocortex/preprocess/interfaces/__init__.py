@@ -13,8 +13,18 @@ from isocortex.preprocess.interfaces.confounds import (
     NoiseComponents,
     NoiseMasks,
 )
+from isocortex.preprocess.interfaces.distortion import (
+    FieldmapFigures,
+    MeasureField,
+    OppositeField,
+    UndistortReference,
+)
 from isocortex.preprocess.interfaces.figures import AnatomyFigures, BoldFigures
-from isocortex.preprocess.interfaces.motion import EstimateMotion, ReadSeries
+from isocortex.preprocess.interfaces.motion import (
+    EstimateMotion,
+    EstimateMotionAnts,
+    ReadSeries,
+)
 from isocortex.preprocess.interfaces.quality import RunQuality
 from isocortex.preprocess.interfaces.registration import Coregister, NormaliseReference
 from isocortex.preprocess.interfaces.resampling import ResampleSeries
@@ -28,13 +38,18 @@ __all__ = [
     "Coregister",
     "Dvars",
     "EstimateMotion",
+    "EstimateMotionAnts",
+    "FieldmapFigures",
+    "MeasureField",
     "NoiseComponents",
     "NoiseMasks",
     "Normalise",
     "NormaliseReference",
+    "OppositeField",
     "ReadSeries",
     "ResampleSeries",
     "RunQuality",
     "TemplateAnatomy",
     "TissueClasses",
+    "UndistortReference",
 ]

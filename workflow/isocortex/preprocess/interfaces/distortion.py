@@ -18,7 +18,7 @@ from scipy import ndimage
 from isocortex.errors import InputError
 from isocortex.preprocess import registration
 from isocortex.preprocess.distortion import Distortion, place_field
-from isocortex.preprocess.distortion_figures import fieldmap_figures
+from isocortex.preprocess.figures.distortion import fieldmap_figures
 from isocortex.preprocess.images import as_image, clean_affine, open_image, read_values
 from isocortex.preprocess.interfaces.base import Interface, values_of
 from isocortex.preprocess.masks import epi_mask
@@ -131,6 +131,7 @@ class UndistortReferenceInput(BaseInterfaceInputSpec):
     reference = File(exists=True, mandatory=True, desc="BOLD reference as recorded")
     field = File(exists=True, mandatory=True, desc="Hz")
     field_reference = File(exists=True, mandatory=True, desc="undistorted, on the field's grid")
+    kind = traits.Str(mandatory=True, desc="of the field, for the report")
     axis = traits.Range(0, 2, mandatory=True, desc="array axis of the run's phase encoding")
     sign = traits.Int(mandatory=True, desc="-1 where the direction ends in -")
     readout_time = traits.Float(mandatory=True, desc="of the run, s")
@@ -184,6 +185,7 @@ class UndistortReference(Interface):
         turn = np.degrees(np.arccos(np.clip((np.trace(matrix[:3, :3]) - 1) / 2, -1, 1)))
         centre = centre_of_grid(image)
         self._results["qc"] = {
+            "distortion": given.kind,
             "distortion_median_mm": float(np.median(moved)),
             "distortion_max_mm": float(np.percentile(moved, 99.5)),
             "fieldmap_moved_mm": float(

@@ -16,7 +16,6 @@ from nipype.interfaces.base import (
 )
 
 from isocortex.preprocess import figures
-from isocortex.preprocess.distortion_figures import add_distortion_figure
 from isocortex.preprocess.interfaces.base import Interface
 from isocortex.preprocess.transforms import (
     read_itk_affine,
@@ -94,7 +93,6 @@ class BoldFiguresInput(BaseInterfaceInputSpec):
     registration = traits.Dict(usedefault=True, desc="numbers on the registration, for qc")
     distortion = traits.Dict(usedefault=True, desc="what was corrected, for qc")
     recorded = File(exists=True, desc="reference before its correction for distortion")
-    undistorted = File(exists=True, desc="reference after it")
 
 
 class BoldFigures(Interface):
@@ -143,15 +141,9 @@ class BoldFigures(Interface):
             repetition_time=self.inputs.repetition_time,
             fd_threshold=self.inputs.fd_threshold,
             dvars_threshold=self.inputs.dvars_threshold,
+            recorded=nib.load(self.inputs.recorded) if isdefined(self.inputs.recorded) else None,
             qc=qc,
         )
-        if isdefined(self.inputs.recorded):
-            add_distortion_figure(
-                folder,
-                recorded=nib.load(self.inputs.recorded),
-                corrected=nib.load(self.inputs.undistorted),
-                qc=qc,
-            )
         self._results["figures"] = str(folder)
         self._results["qc"] = qc
         return runtime

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -18,7 +20,13 @@ from scipy import ndimage
 from isocortex.preprocess.images import read_series
 from isocortex.preprocess.interfaces.base import Interface
 from isocortex.preprocess.masks import epi_mask
-from isocortex.preprocess.motion import estimate_motion, reference_volume
+from isocortex.preprocess.motion import (
+    Aligner,
+    RigidAligner,
+    estimate_motion,
+    reference_volume,
+)
+from isocortex.preprocess.motion_ants import AntsAligner
 from isocortex.preprocess.transforms import (
     centre_of_grid,
 )
@@ -54,19 +62,30 @@ class ReadSeries(Interface):
 class EstimateMotionInput(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="raw run")
     n_dummy = traits.Int(0, usedefault=True, desc="volumes before the steady state")
+    threads = traits.Int(1, usedefault=True, desc="volumes worked on at the same time")
+
+
+class EstimateMotionAntsInput(EstimateMotionInput):
+    seed = traits.Int(mandatory=True, desc="of ANTs")
 
 
 class EstimateMotionOutput(TraitedSpec):
     reference = File(exists=True, desc="robust mean of aligned volumes")
     matrices = File(exists=True, desc="a row a volume: 3 x 4 numbers, row by row")
-    parameters = File(exists=True, desc="rot_x rot_y rot_z trans_x trans_y trans_z, as FSL's")
+    parameters = File(
+        exists=True,
+        desc="rot_x rot_y rot_z trans_x trans_y trans_z, as FSL's, about the middle of the grid",
+    )
 
 
 class EstimateMotion(Interface):
-    """Reference image and rigid motion of every volume."""
+    """Reference image and rigid motion of every volume, by Gauss-Newton."""
 
     input_spec = EstimateMotionInput
     output_spec = EstimateMotionOutput
+
+    def _aligner(self) -> Callable[..., Aligner]:
+        return RigidAligner
 
     def _run_interface(self, runtime):
         image = nib.load(self.inputs.in_file)
@@ -75,7 +94,8 @@ class EstimateMotion(Interface):
         n_dummy = min(self.inputs.n_dummy, series.shape[3] - 2)
         rough = series[..., n_dummy :: max((series.shape[3] - n_dummy) // 10, 1)].mean(axis=3)
         mask = ndimage.binary_dilation(epi_mask(rough), iterations=1)
-        options = {"mask": mask, "centre": centre}
+        options = {"mask": mask, "centre": centre, "aligner": self._aligner()}
+        options["threads"] = self.inputs.threads
         reference = reference_volume(series, image.affine, n_dummy=n_dummy, **options)
         matrices, parameters = estimate_motion(series, image.affine, reference=reference, **options)
         self._results["reference"] = self._keep(runtime, "reference.nii", reference, image.affine)
@@ -90,3 +110,12 @@ class EstimateMotion(Interface):
         np.savetxt(path, np.c_[parameters[:, 3:], parameters[:, :3]], fmt="%.10g")
         self._results["parameters"] = str(path)
         return runtime
+
+
+class EstimateMotionAnts(EstimateMotion):
+    """The same outputs, in the same conventions, by ANTs' rigid registration of each volume."""
+
+    input_spec = EstimateMotionAntsInput
+
+    def _aligner(self) -> Callable[..., Aligner]:
+        return partial(AntsAligner, seed=self.inputs.seed)
