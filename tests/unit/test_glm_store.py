@@ -275,7 +275,7 @@ def test_schema_and_signature_agree(root):
     parameters = inspect.signature(fit_glm).parameters
     cleaning = inspect.signature(clean_bold).parameters
     for name, entry in schema.items():
-        if name in ("space", "continuous_tasks", "contrasts", "nifti"):  # of other functions
+        if name in ("space", "continuous_tasks", "contrasts", "nifti", "optimised"):  # others'
             continue
         default = parameters[name].default
         assert name not in cleaning or cleaning[name].default == default
