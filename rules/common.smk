@@ -318,7 +318,7 @@ def run_fieldmap(wildcards, name):
     """Return a file of the field that a run is corrected with, nothing where it has none."""
     fieldmaps = STUDY.subjects[wildcards.subject].fieldmaps
     found = fieldmaps.get(raw_run(wildcards).fieldmap)
-    return fmap(name, wildcards.subject, found.stem) if found else []
+    return [fmap(name, wildcards.subject, found.stem)] if found else []
 
 
 def run_field(wildcards):
