@@ -80,6 +80,14 @@ def parse_space(text: str, *, key: str = "glm.space") -> Space:
     return Space(name, found.get("cohort", ""), found.get("res", ""))
 
 
+def on_mni152(space: str) -> bool:
+    """Whether a space is one of the MNI152 templates, which fsaverage's surfaces lie in.
+
+    Other templates, of infants or of MNI305, have heads of another size.
+    """
+    return space.startswith("MNI152")
+
+
 @dataclass(frozen=True)
 class _Series:
     """A preprocessed series of a run in one space."""

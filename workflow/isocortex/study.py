@@ -16,7 +16,7 @@ from typing import Any
 from isocortex import bids
 from isocortex.config import check_config
 from isocortex.confound_strategy import parse_strategy
-from isocortex.derivatives import index_derivatives, made_by, parse_space
+from isocortex.derivatives import index_derivatives, made_by, on_mni152, parse_space
 from isocortex.errors import InputError
 from isocortex.feature_arrays import array_files, check_arrays
 from isocortex.fieldmaps_index import add_fieldmaps, check_fieldmaps, without_fieldmaps
@@ -761,10 +761,10 @@ def _check_choices(study: Study) -> None:
         check_comparison(
             f"{lights['comparison']}:{lights['transform']}", key="searchlight.transform"
         )
-    if lights["run"] and lights["surface"]["run"] and study.space == "T1w":
+    if lights["run"] and lights["surface"]["run"] and not on_mni152(study.space):
         raise InputError(
-            "config: searchlight.surface.run is true, but the betas are in T1w space: set "
-            "glm.space to a template, or searchlight.surface.run to false"
+            f"config: searchlight.surface.run is true, but the betas are in {study.space} space: "
+            "set glm.space to an MNI152 template, or searchlight.surface.run to false"
         )
     regions = study.config.get("regions", {})
     encoding = study.config["encoding"]

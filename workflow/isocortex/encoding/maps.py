@@ -12,6 +12,7 @@ import xarray as xr
 from scipy.sparse import csr_array
 
 from isocortex import provenance
+from isocortex.derivatives import on_mni152
 from isocortex.errors import InputError
 from isocortex.surface import (
     HEMISPHERES,
@@ -59,11 +60,6 @@ def write_map(
 def legend(names: Sequence[str]) -> Mapping[str, str]:
     """What the numbers of an index map stand for: 0 for none, 1 for the first name."""
     return {"0": "n/a"} | {str(index + 1): name for index, name in enumerate(names)}
-
-
-def on_template(space: str) -> bool:
-    """Whether a space is one of the MNI152 templates, which fsaverage's surfaces lie in."""
-    return space.startswith("MNI152")
 
 
 def write_subject_maps(folder: Path, result: xr.Dataset) -> None:
@@ -126,7 +122,7 @@ def write_maps(
         dtype = np.int16 if suffix.endswith("dseg") else np.float32
         write_map(path, values, voxels, dtype=dtype, **geometry)
     spaces = [attrs["space"]]
-    if on_template(str(attrs["space"])):
+    if on_mni152(str(attrs["space"])):
         spaces.append(MESH)
         _write_surface_maps(folder, stem, maps, voxels, **geometry)
     for space in spaces:

@@ -15,6 +15,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.patches import Patch
 from nilearn import datasets, plotting, surface
 
+from isocortex.derivatives import on_mni152
 from isocortex.errors import InputError
 from isocortex.report.drawing import INK, new_figure, raster_uri
 
@@ -57,8 +58,8 @@ class Grid:
 
     @property
     def is_template(self) -> bool:
-        """Whether the space is the MNI template's."""
-        return self.space.startswith("MNI")
+        """Whether the space is an MNI152 template's."""
+        return on_mni152(self.space)
 
     def same_as(self, other: Grid) -> bool:
         """Whether two grids have one shape and affine, so that voxel indices agree."""

@@ -73,7 +73,7 @@ def average_encoding(opened: Sequence[xr.Dataset]) -> LayerMaps | str:
     first = opened[0]
     grid = Grid.of(first)
     layers = [str(name) for name in first["layer"].values]
-    if not grid.is_template and len(opened) > 1:
+    if grid.space == "T1w" and len(opened) > 1:
         return (
             f"Subjects are in their own {grid.space} space, where voxels do not correspond: there "
             "is "

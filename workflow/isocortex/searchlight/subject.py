@@ -12,6 +12,7 @@ import xarray as xr
 from scipy.sparse import csr_array
 
 from isocortex import parallel, store
+from isocortex.derivatives import on_mni152
 from isocortex.errors import InputError
 from isocortex.rsa.compare import COMPARISONS
 from isocortex.rsa.compute import condition_groups, row_labels
@@ -199,10 +200,10 @@ def map_surface_searchlight(
     """
     opened, labels, where = _opened(betas, comparison, average_by)
     space = str(opened.attrs["space"])
-    if not space.startswith("MNI"):
+    if not on_mni152(space):
         raise InputError(
-            f"{where} is in space {space}, the template surface in MNI space: set glm.space to a "
-            "template or searchlight.surface.run to false"
+            f"{where} is in space {space}, the template surface in MNI152 space: set glm.space to "
+            "one of its templates or searchlight.surface.run to false"
         )
     surface = template_surface()
     voxels = np.stack([opened[axis].values for axis in "ijk"], axis=1)
