@@ -8,7 +8,9 @@ from nilearn import surface as peer
 from scipy import ndimage
 from scipy.interpolate import CubicSpline
 
+from isocortex import bids
 from isocortex.errors import InputError
+from isocortex.glm.timeseries import read_columns
 from isocortex.preprocess import (
     correct_slice_timing,
     interfaces,
@@ -18,7 +20,7 @@ from isocortex.preprocess import (
 from isocortex.preprocess.images import SeriesWriter, Timing
 from isocortex.preprocess.resampling import grid_around, sample_series, voxel_offsets
 from isocortex.preprocess.slice_timing import SliceTiming
-from isocortex.preprocess.surfaces import DEPTHS, SurfaceSeries
+from isocortex.preprocess.surfaces import SurfaceSeries
 from isocortex.preprocess.transforms import (
     AffineTransform,
     DisplacementField,
@@ -27,6 +29,7 @@ from isocortex.preprocess.transforms import (
     write_composite,
     write_itk_affine,
 )
+from isocortex.surface import SERIES_DEPTHS as DEPTHS
 from isocortex.surface import template_surface
 from tests.unit.heads import FLIPPED, OBLIQUE, head, moved_series, save
 
@@ -557,6 +560,8 @@ def test_all_spaces_of_a_run_from_one_reading(tmp_path):
     assert voxels.sum() > 5000
     assert np.sqrt(np.mean((first - truth)[voxels] ** 2)) < 0.04 * truth[voxels].std()
     mesh = template_surface()
+    assert bids.count_volumes(done.surface[0]) == 3
+    assert read_columns(done.surface[0]).shape == (3, 10242)
     for side, file in zip(("left", "right"), done.surface, strict=True):
         image = nib.load(file)
         assert image.meta["AnatomicalStructurePrimary"] == f"Cortex{side.capitalize()}"

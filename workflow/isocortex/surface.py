@@ -14,6 +14,8 @@ MESH = "fsaverage5"
 DEPTHS = 10
 """Points between white and pial surface that a vertex samples, as in nilearn's ``vol_to_surf``."""
 
+SERIES_DEPTHS = 6
+"""Those at which a run is sampled for a series on the surface: a step of a fifth, as fMRIPrep's."""
 
 HEMISPHERES = {"left": "L", "right": "R"}
 

@@ -6,17 +6,20 @@ from pathlib import Path
 
 import numpy as np
 
-from isocortex.surface import HEMISPHERES, Surface, series_image, template_surface
-
-DEPTHS = 6
-"""Points between white and pial surface, both included: a step of a fifth, as fMRIPrep's."""
+from isocortex.surface import (
+    HEMISPHERES,
+    SERIES_DEPTHS,
+    Surface,
+    series_image,
+    template_surface,
+)
 
 SIDECAR = {
     "SpatialReference": "fsaverage",
     "Density": "10,242 vertices per hemisphere (fifth-order icosahedron, fsaverage5)",
     "SamplingMethod": (
-        f"Mean over {DEPTHS} depths from white to pial surface of the template, each read from "
-        "the raw run in one interpolation; NaN where the surface has no cortex (medial wall) "
+        f"Mean over {SERIES_DEPTHS} depths from white to pial surface of the template, each read "
+        "from the raw run in one interpolation; NaN where the surface has no cortex (medial wall) "
         "and where a volume does not reach"
     ),
 }
@@ -43,13 +46,13 @@ class SurfaceSeries:
         self._vertices = np.flatnonzero(self._surface.cortex)
         white = self._surface.white[self._vertices]
         pial = self._surface.pial[self._vertices]
-        depths = np.linspace(0, 1, DEPTHS)[:, None]
+        depths = np.linspace(0, 1, SERIES_DEPTHS)[:, None]
         self.points = (white[:, None] + depths * (pial - white)[:, None]).reshape(-1, 3)
         self._values = np.full((n_volumes, len(self._surface.index)), np.nan, np.float32)
 
     def put(self, t: int, sampled: np.ndarray) -> None:
         """Keep volume ``t``: values (n,) at `points`, NaN where the volume does not reach."""
-        self._values[t, self._vertices] = sampled.reshape(-1, DEPTHS).mean(axis=1)
+        self._values[t, self._vertices] = sampled.reshape(-1, SERIES_DEPTHS).mean(axis=1)
 
     @property
     def values(self) -> np.ndarray:
