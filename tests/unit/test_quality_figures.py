@@ -94,7 +94,7 @@ def test_measures_of_a_run_out_of_its_files(run):
     assert 0 <= mask.any(axis=(0, 1)).sum() - qc["spikes_num"] <= 1
     json.dumps(qc, allow_nan=False)
     away = np.eye(4)
-    away[2, 3] = 60
+    away[2, 3] = 110
     cut = str(write_itk_affine(folder / "away.txt", away))
     node.inputs.to_t1w = cut
     assert 30 < node.run(cwd=folder).outputs.qc["coverage_brain"] < 70
