@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 ANATOMY = ["t1w", "mask", "dseg", "gm", "wm", "csf", "to_template"]
 
+
 def init_anat_wf(*, seed: int, n_images: int, name: str = "anat_wf") -> Workflow:
     """Anatomy: bias field, brain mask, registration to the template, tissue classes.
 
@@ -270,6 +271,10 @@ def init_bold_wf(
             repetition_time=repetition_time,
             fd_threshold=fd_threshold,
             dvars_threshold=dvars_threshold,
+            settings={
+                "slice_timing": slice_timing if slice_timing and timing.slice_times else "none",
+                "interpolation": interpolation,
+            },
         ),
         name="figures",
         mem_gb=base + series_gb,

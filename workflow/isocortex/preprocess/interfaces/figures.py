@@ -90,6 +90,7 @@ class BoldFiguresInput(BaseInterfaceInputSpec):
     mean = File(exists=True, mandatory=True, desc="reference with its bias field, whole view")
     crown = File(exists=True, mandatory=True, desc="band around the brain")
     measures = traits.Dict(usedefault=True, desc="image quality measures, for qc")
+    settings = traits.Dict(usedefault=True, desc="how the run was processed, for qc")
     registration = traits.Dict(usedefault=True, desc="numbers on the registration, for qc")
     distortion = traits.Dict(usedefault=True, desc="what was corrected, for qc")
     recorded = File(exists=True, desc="reference before its correction for distortion")
@@ -121,6 +122,7 @@ class BoldFigures(Interface):
             "dice_bold_mask_t1w_mask": float(
                 2 * (mask & rough).sum() / max(mask.sum() + rough.sum(), 1)
             ),
+            **self.inputs.settings,
             **self.inputs.measures,
             **self.inputs.registration,
             **self.inputs.distortion,
