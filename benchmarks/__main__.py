@@ -31,6 +31,7 @@ FIGURES = (
     "features-memory",
     "lsa",
     "motion",
+    "preprocess-bold",
 )
 """Each is a module of this package, hyphens as underscores, with ``run(small=False)``."""
 
