@@ -194,14 +194,14 @@ def test_bad_timing(tmp_path):
     assert timing.slice_times == tuple(times)
     back = {"RepetitionTime": 2.0, "SliceTiming": times, "SliceEncodingDirection": "k-"}
     assert read_timing(image, back, "x").slice_times == tuple(times[::-1])
-    with pytest.raises(InputError, match="2 s in the header"):
+    with pytest.raises(InputError, match="2.5 s in its JSON and 2 s in its header"):
         read_timing(image, {"RepetitionTime": 2.5}, "x")
     with pytest.raises(InputError, match="4 values for the 5 slices"):
         read_timing(image, {"RepetitionTime": 2.0, "SliceTiming": times[:4]}, "x")
     with pytest.raises(InputError, match="0 to 1600 s"):
         read_timing(image, {"RepetitionTime": 2.0, "SliceTiming": [0, 400, 800, 1200, 1600]}, "x")
     bare = nib.Nifti1Image(series, np.eye(4))
-    with pytest.raises(InputError, match="RepetitionTime is missing for x"):
+    with pytest.raises(InputError, match="x: no RepetitionTime in its JSON"):
         read_timing(bare, {}, "x")
     with pytest.raises(InputError, match="RepetitionTime is -1"):
         read_timing(bare, {"RepetitionTime": -1}, "x")

@@ -186,24 +186,13 @@ def read_timing(image: nib.Nifti1Image, metadata: Mapping[str, Any], path: str |
     Raises
     ------
     InputError
-        RepetitionTime is missing, is not positive, or differs from the header's by more than
-        1 %; SliceTiming has another length than there are slices, or values outside of
+        RepetitionTime is missing, is not positive, or contradicts the header's; SliceTiming has
+        another length than there are slices, or values outside of
         [0, RepetitionTime).
     """
-    header = _header_repetition_time(image)
-    value = metadata.get("RepetitionTime", header)
-    if value is None:
-        raise InputError(f"RepetitionTime is missing for {path}: add it to its JSON sidecar")
-    if not isinstance(value, int | float) or not value > 0:
-        raise InputError(f"RepetitionTime is {value!r} for {path}: give seconds in its sidecar")
-    value = float(value)
-    # a header whose repetition time was never set says 1
-    set_in_header = header is not None and abs(header - 1) > 1e-6
-    if set_in_header and abs(header - value) > 0.01 * value:
-        raise InputError(
-            f"RepetitionTime is {value:g} s in the sidecar but {header:g} s in the header of "
-            f"{path}: correct the wrong one"
-        )
+    found = _header_repetition_time(image) or 0.0
+    header = bids.Header(image.shape, image.header.get_zooms(), (), found)
+    value = bids.repetition_time(path, metadata, header)
     times, axis = bids.slice_times(path, metadata, image.shape, value)
     return Timing(value, times, axis)
 
