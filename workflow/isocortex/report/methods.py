@@ -10,6 +10,7 @@ import xarray as xr
 
 from isocortex.report.comparison import comparison_name
 from isocortex.report.methods_encoding import encoding_sentences, features_sentences
+from isocortex.report.methods_preprocess import preprocessing_sentences
 from isocortex.report.model_tests import model_tests, strongest_test
 from isocortex.report.page import Heading, Paragraph, join
 from isocortex.report.references import Citations, References
@@ -21,7 +22,6 @@ from isocortex.report.wording import (
     radius_text,
     resampled,
 )
-from isocortex.surface import MESH, SERIES_DEPTHS
 
 
 def methods_blocks(
@@ -32,6 +32,7 @@ def methods_blocks(
     versions: Mapping[str, str],
     opened: Mapping[str, Sequence[xr.Dataset]],
     surface: bool,
+    preprocessed: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[list[Any], References]:
     """Write the methods text.
 
@@ -50,6 +51,8 @@ def methods_blocks(
         whether identification has a result. What did not run has no paragraph.
     surface
         Whether maps were drawn on fsaverage5.
+    preprocessed
+        Manifests of preprocessing, whose measures say what was done to each run.
 
     Returns
     -------
@@ -67,7 +70,8 @@ def methods_blocks(
         blocks.append(Paragraph(" ".join(sentence for sentence in sentences if sentence)))
 
     if entry == "bids":
-        add("Preprocessing", *_preprocessing(config.get("preprocess", {}), cite, version))
+        section = config.get("preprocess", {})
+        add("Preprocessing", *preprocessing_sentences(section, preprocessed, cite, version))
     elif entry == "derivatives":
         add(
             "Preprocessing",
@@ -135,68 +139,6 @@ def methods_blocks(
         "Provenance.",
     )
     return blocks, References(cite.used)
-
-
-def _value(section: Mapping[str, Any], key: str, template: str) -> str:
-    """Fill the template where the configuration has the key."""
-    value = section.get(key)
-    if value is None or isinstance(value, Mapping):
-        return ""
-    if isinstance(value, (list, tuple)):
-        value = join([str(item) for item in value]) if value else "none"
-    return template.format(value)
-
-
-def _preprocessing(section: Mapping[str, Any], cite: Any, version: Any) -> list[str]:
-    steps = "Of each run a reference image was made, head motion estimated rigidly against it, "
-    resolution = section.get("resolution")
-    splines = f"{section.get('interpolation', 'cubic')} splines in space"
-    if section.get("slice_timing", True):
-        order = section.get("slice_timing_order", "slices_first")
-        splines += (
-            ", with slices brought to the middle of the acquisition by cubic splines in "
-            + (
-                "time before the motion was undone"
-                if order == "slices_first"
-                else "time along the path of the moving head"
-            )
-            + " where the sidecar gives slice times"
-        )
-    spaces = list(section.get("spaces") or [])
-    return [
-        f"Preprocessing ran as nipype workflows ({version('nipype')}) {cite('nipype')} on ANTs "
-        f"({version('antspyx')}). The T1w image was corrected for intensity non-uniformity by N4 "
-        f"{cite('n4')}, its brain extracted, its tissues classified, and it was registered to the "
-        f"MNI152 template of nilearn {cite('template', 'nilearn')} by SyN {cite('syn')}.",
-        f"{steps}and the reference registered rigidly to the T1w image; all transforms were "
-        f"applied in a single interpolation of the raw volumes ({splines})"
-        + _value(section, "spaces", " into {}")
-        + (f" at {resolution:g} mm" if isinstance(resolution, (int, float)) else "")
-        + (
-            f", on the surface as the mean over {SERIES_DEPTHS} depths of cortex"
-            if MESH in spaces
-            else ""
-        )
-        + ".",
-        f"Confounds carry fMRIPrep's names {cite('fmriprep')}: motion parameters, framewise "
-        f"displacement and DVARS {cite('fd')}, tissue signals"
-        + _compcor(section.get("compcor_components"), cite)
-        + f" Image quality of each run was measured as MRIQC does {cite('mriqc')}.",
-    ]
-
-
-def _compcor(choice: Any, cite: Any) -> str:
-    if choice is None:
-        return "."
-    many = (
-        "as many components of each CompCor as explain half of the variance"
-        if choice == "50%"
-        else f"{choice} components of each CompCor"
-    )
-    return (
-        f", {many} {cite('compcor')}, and 24 components of the band of voxels around the brain "
-        f"{cite('crown')}."
-    )
 
 
 def _has_value(dataset: xr.Dataset, name: str) -> bool:

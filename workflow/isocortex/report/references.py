@@ -56,6 +56,38 @@ REFERENCES = {
             "10.1016/j.neuroimage.2010.07.033",
         ),
         Reference(
+            "atropos",
+            "Avants BB, Tustison NJ, Wu J, Cook PA, Gee JC (2011). An open source multivariate "
+            "framework for n-tissue segmentation with evaluation on public data. Neuroinformatics "
+            "9:381–400.",
+            "10.1007/s12021-011-9109-y",
+        ),
+        Reference(
+            "lucas_kanade",
+            "Baker S, Matthews I (2004). Lucas-Kanade 20 years on: a unifying framework. "
+            "International Journal of Computer Vision 56:221–255.",
+            "10.1023/B:VISI.0000011205.11775.fd",
+        ),
+        Reference(
+            "bbr",
+            "Greve DN, Fischl B (2009). Accurate and robust brain image alignment using "
+            "boundary-based registration. NeuroImage 48:63–72.",
+            "10.1016/j.neuroimage.2009.06.060",
+        ),
+        Reference(
+            "topup",
+            "Andersson JLR, Skare S, Ashburner J (2003). How to correct susceptibility distortions "
+            "in spin-echo echo-planar images: application to diffusion tensor imaging. NeuroImage "
+            "20:870–888.",
+            "10.1016/S1053-8119(03)00336-7",
+        ),
+        Reference(
+            "fieldmaps",
+            "Jezzard P, Balaban RS (1995). Correction for geometric distortion in echo planar "
+            "images from B0 field variations. Magnetic Resonance in Medicine 34:65–73.",
+            "10.1002/mrm.1910340111",
+        ),
+        Reference(
             "fd",
             "Power JD, Barnes KA, Snyder AZ, Schlaggar BL, Petersen SE (2012). Spurious but "
             "systematic correlations in functional connectivity MRI networks arise from subject "

@@ -351,6 +351,7 @@ def report_study(
             versions=versions,
             surface=choices.surface and any(Grid.of(ds).is_template for ds in opened["encoding"]),
             opened=opened,
+            preprocessed=[entry for entry in found.values() if entry.get("spec") == "preprocess"],
         )
         sections += [
             Section("methods", "Methods", text),
