@@ -200,11 +200,9 @@ def opposite_field(
     points = grid_points(shape, affine)
     centre = points.mean(axis=0)
     along = affine[:3, axis] / size[axis]
-    head = [epi_mask(volume) for volume in (first, second)]
-    one, two = (
-        np.asarray(volume, np.float64) / max(float(volume[mask].mean()), 1e-9)
-        for volume, mask in zip((first, second), head, strict=True)
-    )
+    head = epi_mask(np.asarray(first, np.float32))
+    one = np.asarray(first, np.float64) / max(float(first[head].mean()), 1e-9)
+    two = np.asarray(second, np.float64)
     extent = np.array(second.shape)
     to_second = np.linalg.inv(second_affine)
 
@@ -213,7 +211,10 @@ def opposite_field(
         moved = points @ matrix[:3, :3].T + matrix[:3, 3]
         index = moved @ to_second[:3, :3].T + to_second[:3, 3]
         inside = np.all((index > -0.5) & (index < extent - 0.5), axis=1).reshape(shape)
-        return resample_volume(two, second_affine, moved, shape, order=3), inside
+        volume = resample_volume(two, second_affine, moved, shape, order=3)
+        # distortion moves signal and makes none: both have as much of it around the head
+        around = inside & ndimage.binary_dilation(head | epi_mask(volume), iterations=2)
+        return volume * (one[around].sum() / max(float(volume[around].sum()), 1e-9)), inside
 
     def undistorted(field: np.ndarray, volume: np.ndarray, scale: float) -> np.ndarray:
         value, _ = _Lines(volume.transpose(order)).at((scale * field).transpose(order))
@@ -221,7 +222,7 @@ def opposite_field(
         return np.maximum(value, 0)
 
     def aligned(matrix: np.ndarray, target: np.ndarray, volume: np.ndarray) -> np.ndarray:
-        mask = ndimage.binary_dilation(head[0], iterations=1)
+        mask = ndimage.binary_dilation(head, iterations=1)
         found = estimate_motion(
             volume[..., None].astype(np.float32),
             affine,
@@ -237,7 +238,7 @@ def opposite_field(
     matrix = np.eye(4)
     field = np.zeros(shape)
     moved, inside = placed(matrix)
-    before = _correlation(one, moved, head[0] & inside)
+    before = _correlation(one, moved, head & inside)
     mean_scale = (abs(scales[0]) + abs(scales[1])) / 2
     for level, (knots, width, voxel, iterations) in enumerate(_LEVELS):
         step = np.maximum(np.round(voxel / size).astype(int), 1)
@@ -269,7 +270,7 @@ def opposite_field(
     corrected = np.stack(
         [undistorted(field, v, s) for v, s in zip((one, moved), scales, strict=True)]
     )
-    after = _correlation(*corrected, head[0] & inside)
+    after = _correlation(*corrected, head & inside)
     logger.info("opposite phase encoding: correlation of the images %.3f, %.3f", before, after)
     return OppositeField(
         field.astype(np.float32),
