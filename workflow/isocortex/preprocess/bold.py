@@ -64,9 +64,9 @@ def preprocess_bold(
         to_template and from_template), figures (a folder),
         manifest.
     options
-        The config's ``preprocess`` section: spaces, resolution, slice_timing, slice_timing_order,
-        interpolation, dummy_scans,
-        fd_threshold, dvars_threshold, high_pass, compcor_components.
+        The config's ``preprocess`` section: spaces, resolution, motion, slice_timing,
+        slice_timing_order, interpolation, distortion, dummy_scans, fd_threshold,
+        dvars_threshold, high_pass, compcor_components.
     seed
         Of ANTs' sampling.
     log
@@ -100,6 +100,7 @@ def preprocess_bold(
     unknown = set(options) - {
         "spaces",
         "resolution",
+        "motion",
         "slice_timing",
         "slice_timing_order",
         "interpolation",
@@ -164,6 +165,7 @@ def preprocess_bold(
             series_gb=float(np.prod(image.shape)) * 4e-9,
             seed=seed,
             has_t1w=bool(anatomy),
+            motion_method=str(options["motion"]),
             threads=threads,
             distortion=field,
             distortion_note=distortion["note"],

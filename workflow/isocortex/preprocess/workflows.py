@@ -115,6 +115,7 @@ def init_bold_wf(
     series_gb: float,
     seed: int,
     has_t1w: bool = True,
+    motion_method: str = "gauss_newton",
     threads: int = 1,
     distortion: FieldOfRun | None = None,
     distortion_note: str = "",
@@ -150,8 +151,10 @@ def init_bold_wf(
     has_t1w
         Whether there is an anatomy; without one the reference goes straight to the template,
         whose tissues stand in, and there is a to_template and a from_template, but no to_t1w.
+    motion_method
+        ``gauss_newton`` or ``ants``.
     threads
-        Of each resampling.
+        Of motion and of each resampling.
     distortion
         The field that the run is corrected with; None: it is not.
     distortion_note
@@ -190,7 +193,11 @@ def init_bold_wf(
     read = Node(
         own.ReadSeries(repetition_time=repetition_time), name="read", mem_gb=base + 2 * series_gb
     )
-    motion = Node(own.EstimateMotion(), name="estimate_motion", mem_gb=base + 2 * series_gb)
+    estimate = (
+        own.EstimateMotionAnts(seed=seed) if motion_method == "ants" else own.EstimateMotion()
+    )
+    estimate.inputs.threads = threads
+    motion = Node(estimate, name="estimate_motion", mem_gb=base + 2 * series_gb, n_procs=threads)
     if has_t1w:
         coregister, anatomy = Node(own.Coregister(seed=seed), name="coregister", mem_gb=1.0), inputs
         workflow.connect([(inputs, coregister, [(n, n) for n in ("t1w", "mask", "gm", "wm")])])
@@ -274,6 +281,7 @@ def init_bold_wf(
             settings={
                 "slice_timing": slice_timing if slice_timing and timing.slice_times else "none",
                 "interpolation": interpolation,
+                "motion_method": motion_method,
             },
         ),
         name="figures",
