@@ -88,9 +88,14 @@ def bold_figures(
     )
     if recorded is not None:
         add_distortion_figure(book, recorded=recorded, undistorted=mean, qc=qc)
-    covered = slices.sample((mask.astype(np.float32), reference.affine), there)
+    # a field of view ends above and below: axial slices would not show it
+    upright = Slices.around(labels > 0, dseg.affine, rows=(1, 0))
+    limits = [
+        (upright.sample((labels > 0, dseg.affine)), RED),
+        (upright.sample((mask.astype(np.float32), reference.affine), there), YELLOW),
+    ]
     book.add(
-        slices.draw(anatomy, [(brain, RED), (covered, YELLOW)]),
+        upright.draw(np.maximum(upright.sample(t1w), 0), limits),
         "bold_coverage.png",
         "Coverage of the run",
         f"{other[0].upper()}{other[1:]} with the outlines of its brain (red) and of the run's "
