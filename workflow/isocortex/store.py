@@ -62,6 +62,9 @@ class Spec:
     compressed: bool = True
     """Whether chunks are compressed. Activations hardly shrink, and compressing them takes longer
     than computing them."""
+    shard_bytes: int | None = None
+    """About how large a shard is, `SHARD_BYTES` where not said. Writing one takes about six times
+    as much memory."""
 
 
 _GEOMETRY = {
@@ -167,6 +170,7 @@ SPECS: dict[str, Spec] = {
     "betas": Spec(
         doc="Single-trial responses of one subject and task",
         block="voxel",
+        shard_bytes=4 << 20,
         arrays={
             "beta": Array(("trial", "voxel"), "f4", "response, percent signal change"),
             "beta_se": Array(
@@ -226,6 +230,7 @@ SPECS: dict[str, Spec] = {
     "timeseries": Spec(
         doc="Cleaned time series of one subject and task, and what was shown when",
         block="voxel",
+        shard_bytes=4 << 20,
         arrays={
             "signal": Array(
                 ("volume", "voxel"), "f4", "percent signal change, drift and confounds taken out"
@@ -991,10 +996,27 @@ def check(dataset: xr.Dataset, spec: str, *, where: str = "") -> None:
             raise ValueError(f"{name}: attribute {key!r} of spec {spec!r} is missing")
 
 
-def _block_size(array: xr.DataArray, axis: int, target: int) -> int:
+def _block_size(array: xr.DataArray | np.ndarray, axis: int, target: int) -> int:
     """Return how many entries along an axis make about ``target`` bytes."""
     one = array.dtype.itemsize * int(np.prod(array.shape)) // max(array.shape[axis], 1)
     return max(1, min(array.shape[axis], target // max(one, 1)))
+
+
+def _cut(spec: Spec, array: xr.DataArray | np.ndarray, axis: int) -> tuple[int, int]:
+    """Return how many entries along an axis make a chunk and a shard."""
+    chunk = _block_size(array, axis, CHUNK_BYTES)
+    most = (spec.shard_bytes or SHARD_BYTES) // CHUNK_BYTES
+    return chunk, chunk * max(1, min(most, -(-array.shape[axis] // chunk)))
+
+
+def shard_length(spec: str, shape: Sequence[int], dtype: str = "f4") -> int:
+    """Return how many entries of an array's last dimension are written at once.
+
+    Dask blocks of this length are written as they are; others are joined or cut first, which takes
+    memory.
+    """
+    empty = np.broadcast_to(np.zeros((), dtype=dtype), tuple(shape))
+    return _cut(SPECS[spec], empty, len(shape) - 1)[1]
 
 
 def _prepare(dataset: xr.Dataset, spec: Spec) -> tuple[xr.Dataset, dict[str, dict[str, Any]]]:
@@ -1022,8 +1044,7 @@ def _prepare(dataset: xr.Dataset, spec: Spec) -> tuple[xr.Dataset, dict[str, dic
         if array.ndim and array.size:
             block = spec.block if spec.block in array.dims else array.dims[-1]
             axis = array.dims.index(block)
-            chunk = _block_size(array, axis, CHUNK_BYTES)
-            shard = chunk * max(1, min(SHARD_BYTES // CHUNK_BYTES, -(-array.shape[axis] // chunk)))
+            chunk, shard = _cut(spec, array, axis)
             chunks = tuple(chunk if a == axis else n for a, n in enumerate(array.shape))
             shards = tuple(shard if a == axis else n for a, n in enumerate(array.shape))
             encoding[key] = {"chunks": chunks}

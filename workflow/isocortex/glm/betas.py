@@ -113,7 +113,7 @@ def import_betas(
         i, j, k = (axis[keep].astype(np.int32) for axis in np.nonzero(chosen))
         dataset = xr.Dataset(
             {
-                "beta": (("trial", "voxel"), blocks),
+                "beta": (("trial", "voxel"), lazy_columns(beta, keep, spec="betas")),
                 "beta_se": ("trial", np.full(n_trials, np.nan)),
                 "residual": (("time", "voxel"), np.empty((0, keep.size), dtype=np.float32)),
                 "hrf_index": ("voxel", np.full(keep.size, -1, dtype=np.int16)),

@@ -21,7 +21,7 @@ from isocortex.glm.methods import describe_methods
 from isocortex.glm.noise_ceiling import describe_repeats_blocks
 from isocortex.glm.optimised import fit_optimised
 from isocortex.glm.prepare import PreparedRun, prepare_runs
-from isocortex.glm.scratch import RunBlocks, lazy_columns
+from isocortex.glm.scratch import BLOCK_VOXELS, RunBlocks, lazy_columns
 from isocortex.glm.series import Series
 from isocortex.jobs import working_folder
 
@@ -242,6 +242,7 @@ def fit_glm(
                 ceiling=bool(np.isfinite(dataset["noise_ceiling"].values).any()),
             ),
         }
+        del parts, estimates, keep
         with parallel.dask_workers(threads):
             return store.write(
                 dataset,
@@ -310,17 +311,23 @@ def _assemble(
         half=table["half"] if len(halves) > 1 else None,
         threads=threads,
     )
-    responses = single
+    responses = lazy_columns(beta, keep, spec="betas")
     if repeats == "average":
         table, mean = average_repeats(table)
-        responses = lazy_columns(beta, keep, transform=mean, n_rows=len(table["stimulus"]))
+        responses = lazy_columns(
+            beta, keep, spec="betas", transform=mean, n_rows=len(table["stimulus"])
+        )
     if len(halves) == 1:
         del table["half"]
     beta_se = table.pop("beta_se")
-    z = fixed_effects_z(
-        estimates.effect[keep], estimates.variance[keep], sum(estimates.degrees_of_freedom)
-    )
-    i, j, k = (axis[keep].astype(np.int32) for axis in np.nonzero(mask))
+    z = np.empty(keep.size, dtype=np.float32)
+    for start in range(0, keep.size, BLOCK_VOXELS):
+        part = keep[start : start + BLOCK_VOXELS]
+        z[start : start + BLOCK_VOXELS] = fixed_effects_z(
+            estimates.effect[part], estimates.variance[part], sum(estimates.degrees_of_freedom)
+        )
+    where = np.unravel_index(np.flatnonzero(mask)[keep], mask.shape)
+    i, j, k = (axis.astype(np.int32) for axis in where)
     first = runs[0].design
     per_voxel = {
         "r2": 1 - estimates.residual_squares[keep] / estimates.nuisance_squares[keep],
@@ -335,7 +342,7 @@ def _assemble(
         {
             "beta": (("trial", "voxel"), responses),
             "beta_se": ("trial", beta_se),
-            "residual": (("time", "voxel"), lazy_columns(residual, keep)),
+            "residual": (("time", "voxel"), lazy_columns(residual, keep, spec="betas")),
             "hrf_index": ("voxel", estimates.hrf_index[keep]),
             "design": (("volume", "regressor"), first.matrix.astype(np.float32)),
             **{

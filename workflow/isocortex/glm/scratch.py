@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import dask
 import dask.array as da
 import numpy as np
+
+from isocortex import store
 
 BLOCK_VOXELS = 4096
 _BLOCK_VALUES = 1 << 23
@@ -37,8 +39,8 @@ class RunBlocks:
 
     Attributes
     ----------
-    n_rows, n_voxels, blocks
-        Rows of each run, voxels, and the slice of voxels of each block.
+    n_rows, n_voxels, block_voxels, blocks
+        Rows of each run, voxels, how many of them are in a block, and the slice of each block.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class RunBlocks:
             slice(start, min(start + width, self.n_voxels))
             for start in range(0, self.n_voxels, width)
         ]
-        self._width = width
+        self.block_voxels = width
         self._first = np.concatenate([[0], np.cumsum(n_rows)]).astype(int)
         self._runs = list(range(len(n_rows)))
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -108,20 +110,21 @@ class RunBlocks:
 
     def read(self, run: int, part: slice) -> np.ndarray:
         """Return all rows of a run, of any slice of voxels; shape (n_rows, voxels)."""
-        return self._read(self._first[self._runs[run]], self._first[self._runs[run] + 1], part)
+        return self._read([run], part)
 
     def read_row(self, run: int, row: int) -> np.ndarray:
         """Return one row of a run; shape (n_voxels,)."""
-        first = self._first[self._runs[run]] + row
-        return self._read(first, first + 1, slice(0, self.n_voxels))[0]
+        out = np.empty((1, self.n_voxels), dtype=self.dtype)
+        self._fill(out, int(self._first[self._runs[run]]) + row, slice(0, self.n_voxels))
+        return out[0]
 
     def read_all(self, part: slice) -> np.ndarray:
         """Return the rows of all runs, one run after the other; shape (sum of n_rows, voxels)."""
-        return np.concatenate([self.read(run, part) for run in range(len(self._runs))])
+        return self._read(range(len(self._runs)), part)
 
     def _inside(self, part: slice) -> list[slice]:
         """Blocks that a slice of voxels has a share in."""
-        return self.blocks[part.start // self._width : -(-part.stop // self._width)]
+        return self.blocks[part.start // self.block_voxels : -(-part.stop // self.block_voxels)]
 
     def _position(self, block: slice, row: int) -> int:
         width = block.stop - block.start
@@ -133,10 +136,20 @@ class RunBlocks:
             done = os.pwrite(self._file, data, position)
             data, position = data[done:], position + done
 
-    def _read(self, first: int, last: int, part: slice) -> np.ndarray:
-        pieces = []
+    def _read(self, runs: Iterable[int], part: slice) -> np.ndarray:
+        numbers = [self._runs[run] for run in runs]
+        lengths = [int(self._first[n + 1] - self._first[n]) for n in numbers]
+        out = np.empty((sum(lengths), part.stop - part.start), dtype=self.dtype)
+        row = 0
+        for number, length in zip(numbers, lengths, strict=True):
+            self._fill(out[row : row + length], int(self._first[number]), part)
+            row += length
+        return out
+
+    def _fill(self, out: np.ndarray, first: int, part: slice) -> None:
+        """Read rows from the first on, of some voxels, into an array."""
         for block in self._inside(part):
-            values = np.empty((int(last - first), block.stop - block.start), dtype=self.dtype)
+            values = np.empty((len(out), block.stop - block.start), dtype=self.dtype)
             rest = memoryview(values).cast("B") if values.size else b""
             position = self._position(block, first)
             while rest:
@@ -144,10 +157,10 @@ class RunBlocks:
                 if not done:
                     raise OSError("the scratch file is shorter than it was made")
                 rest, position = rest[done:], position + done
-            pieces.append(
-                values[:, max(part.start - block.start, 0) : max(part.stop - block.start, 0)]
-            )
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
+            low, high = max(part.start, block.start), min(part.stop, block.stop)
+            out[:, low - part.start : high - part.start] = values[
+                :, low - block.start : high - block.start
+            ]
 
 
 def block_size(n_rows: Sequence[int]) -> int:
@@ -162,6 +175,7 @@ def lazy_columns(
     values: RunBlocks,
     columns: np.ndarray,
     *,
+    spec: str | None = None,
     transform: Callable[[np.ndarray], np.ndarray] | None = None,
     n_rows: int | None = None,
 ) -> da.Array:
@@ -173,6 +187,9 @@ def lazy_columns(
         Matrices of runs.
     columns
         Indices of the voxels to keep, ascending.
+    spec
+        Of the store that they are for: blocks are as large as its shards; without it as large as
+        the blocks that are worked on.
     transform
         Applied to each block, such as a mean over rows.
     n_rows
@@ -184,28 +201,28 @@ def lazy_columns(
     """
     columns = np.asarray(columns)
     rows = sum(values.n_rows) if n_rows is None else n_rows
-    pieces = []
-    for block in values.blocks:
-        low, high = np.searchsorted(columns, [block.start, block.stop])
-        if low == high:
-            continue
-        pieces.append(
-            da.from_delayed(
-                dask.delayed(_read)(values, block, columns[low:high] - block.start, transform),
-                shape=(rows, int(high - low)),
-                dtype=values.dtype,
-            )
+    width = values.block_voxels
+    if spec is not None:
+        width = store.shard_length(spec, (rows, len(columns)), str(values.dtype))
+    pieces = [columns[start : start + width] for start in range(0, len(columns), width)]
+    blocks = [
+        da.from_delayed(
+            dask.delayed(_read)(values, piece, transform),
+            shape=(rows, len(piece)),
+            dtype=values.dtype,
         )
-    return da.concatenate(pieces, axis=1)
+        for piece in pieces
+    ]
+    return da.concatenate(blocks, axis=1)
 
 
 def _read(
     values: RunBlocks,
-    block: slice,
     columns: np.ndarray,
     transform: Callable[[np.ndarray], np.ndarray] | None,
 ) -> np.ndarray:
-    found = values.read_all(block)
+    part = slice(int(columns[0]), int(columns[-1]) + 1)
+    found = values.read_all(part)
     if len(columns) < found.shape[1]:
-        found = found[:, columns]
+        found = found[:, columns - part.start]
     return found if transform is None else transform(found).astype(values.dtype)

@@ -157,7 +157,7 @@ def clean_bold(
         _check_some(keep, n_voxels, counts, bold[0])
         times = [_times(run)[plan[0]] for run, plan in zip(recordings, plans, strict=True)]
         dataset = _assemble(
-            lazy_columns(signal, keep),
+            lazy_columns(signal, keep, spec="timeseries"),
             names=[(run.name, run.session) for run in recordings],
             times=times,
             shown=shown,
@@ -578,7 +578,7 @@ def import_timeseries(
             position = np.flatnonzero(inside)[keep]
             indices = (position % shape[0], position // shape[0], np.zeros_like(position))
         dataset = _assemble(
-            lazy_columns(signal, keep),
+            lazy_columns(signal, keep, spec="timeseries"),
             names=[(str(run["run"]), str(run["session"] or "")) for run in runs],
             times=[tr * (np.arange(length) + 0.5) for length in lengths],
             shown=shown,
