@@ -90,6 +90,17 @@ def test_smoothness_of_white_noise_is_less_than_a_voxel():
     assert np.isnan(flat[2])
 
 
+def test_summary_of_normal_intensities():
+    image = np.random.default_rng(9).normal(200, 10, (60, 60, 20))
+    inside = np.ones(image.shape, bool)
+    found = quality.summary(image, inside)
+    assert found["mean"] == pytest.approx(200, abs=0.2)
+    assert found["mad"] == pytest.approx(10, rel=0.02)
+    assert found["p95"] - found["p05"] == pytest.approx(2 * 1.645 * 10, rel=0.02)
+    assert abs(found["k"]) < 0.1
+    assert quality.summary(image, ~inside) == {"n": 0}
+
+
 def test_global_correlation_is_the_mean_of_all_pairs():
     rng = np.random.default_rng(4)
     series = rng.standard_normal((60, 80)) + 0.7 * rng.standard_normal(80)
@@ -201,4 +212,6 @@ def test_all_measures_of_a_run():
     assert found["gcor"] < 0.01
     assert (found["size_x"], found["size_y"], found["size_z"]) == (48, 24, 64)
     assert found["spacing_y"] == pytest.approx(4.0)
+    assert found["summary_fg_median"] == pytest.approx(1000, rel=0.01)
+    assert found["summary_fg_n"] + found["summary_bg_n"] == mask.size
     assert all(v is None or isinstance(v, int | float) for v in found.values())

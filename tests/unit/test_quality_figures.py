@@ -146,6 +146,13 @@ def test_slices_show_the_image_where_the_chain_says(run):
     np.testing.assert_allclose(upright.take(values), upright.sample(t1w), atol=1e-3)
 
 
+def test_slices_of_a_single_slice():
+    values = np.random.default_rng(1).random((12, 9, 1)).astype(np.float32)
+    slices = figures.Slices(values.shape, np.eye(4), rows=(2,))
+    picture = slices.take(values)
+    np.testing.assert_array_equal(picture[slices.inside].reshape(9, 7, 12)[:, 3].T, values[..., 0])
+
+
 def test_rows_of_a_carpet():
     rng = np.random.default_rng(2)
     time = np.linspace(-1, 1, 50)

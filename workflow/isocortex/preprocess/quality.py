@@ -160,6 +160,38 @@ def smoothness(image: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.nd
     return np.array(found)
 
 
+def summary(image: np.ndarray, inside: np.ndarray) -> dict[str, float]:
+    """Distribution of intensities, as MRIQC's ``summary_fg_*`` and ``summary_bg_*``.
+
+    Parameters
+    ----------
+    image
+        Mean image.
+    inside
+        Brain, or what is outside of it.
+
+    Returns
+    -------
+    dict
+        mean, median, stdv, mad (scaled as a standard deviation), p05, p95, k (excess kurtosis)
+        and n; without the others where n is 0.
+    """
+    values = np.asarray(image[inside], float)
+    if not values.size:
+        return {"n": 0}
+    p05, median, p95 = np.percentile(values, (5, 50, 95))
+    return {
+        "mean": values.mean(),
+        "median": median,
+        "stdv": values.std(),
+        "mad": 1.4826 * np.median(np.abs(values - median)),
+        "p05": p05,
+        "p95": p95,
+        "k": stats.kurtosis(values) if values.std() > 0 else np.nan,
+        "n": values.size,
+    }
+
+
 # --- over time -------------------------------------------------------------------------------
 
 
@@ -407,6 +439,8 @@ def run_quality(
     for name, axis in zip("xyz", anatomical_axes(affine), strict=True):
         found[f"size_{name}"] = int(mask.shape[axis])
         found[f"spacing_{name}"] = float(spacing[axis])
+    for name, inside in (("fg", mask), ("bg", ~mask)):
+        found |= {f"summary_{name}_{key}": v for key, v in summary(mean, inside).items()}
     for name, points in brain_points.items():
         found[f"coverage_{name}"] = coverage(points, mask.shape, affine)
     return {

@@ -98,6 +98,7 @@ class Slices:
             grid = np.stack(np.meshgrid(np.arange(height), np.arange(extent[a]), indexing="ij"))
             for column in range(_SLICES):
                 place = round(extent[cut] * (0.16 + 0.68 * column / (_SLICES - 1)))
+                place = min(place, extent[cut] - 1)
                 left = column * width + aside
                 cell = index[top : top + height, left : left + extent[a]]
                 cell[..., a], cell[..., b], cell[..., cut] = grid[1], grid[0], place
