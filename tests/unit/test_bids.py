@@ -29,6 +29,7 @@ def test_sessions_tasks_runs_and_a_missing_run(tmp_path):
         "sub-02/ses-y/func/sub-02_ses-y_task-b_bold.nii.gz",
         "sub-02/ses-y/func/sub-02_ses-y_task-b_part-phase_bold.nii.gz",
         "sub-02/ses-x/anat/sub-02_ses-x_T1w.nii.gz",
+        "sub-02/ses-x/anat/sub-02_ses-x_part-phase_T1w.nii.gz",
         "sub-01/func/sub-01_task-a_run-2_bold.nii",
     )
     index = bids.index_raw(tmp_path)

@@ -11,6 +11,7 @@ from nilearn.interfaces.fmriprep import load_confounds
 from nipype.algorithms import confounds as peer
 from scipy import linalg, ndimage
 
+from isocortex.glm import read_confounds
 from isocortex.preprocess import confounds as columns_of
 from isocortex.preprocess import interfaces, noise_components
 from isocortex.preprocess.confounds import (
@@ -200,6 +201,22 @@ def test_nilearn_reads_the_table_as_fmripreps(made, tmp_path, compcor, prefixes)
     for prefix in "acwt":
         assert (f"{prefix}_comp_cor_00" in found) == (prefix in prefixes)
     assert sample is None or len(sample) < N
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        *("simple", "scrubbing", "compcor", "motion12+wm_csf4+global_signal2"),
+        *("motion24+wm_csf8+global_signal4", "motion6+acompcor2+temporal_compcor2"),
+        "temporal_compcor30%+scrub(fd=0.9)",
+    ],
+)
+def test_every_strategy_finds_its_columns(made, wanted):
+    folder = made[-1]
+    chosen, dropped = read_confounds(folder / "confounds.tsv", wanted, n_volumes=N)
+    assert not dropped
+    assert np.isfinite(chosen.to_numpy()).all()
+    assert sum(name.startswith("non_steady_state") for name in chosen) == N_DUMMY
 
 
 def test_dvars_equal_nipypes(tmp_path, monkeypatch):

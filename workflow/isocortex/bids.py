@@ -265,7 +265,11 @@ def index_raw(
         for session in sessions:
             base = folder / f"ses-{session}" if session else folder
             anat, func = base / "anat", base / "func"
-            t1w += [anat / n for n in list_names(anat) if re.search(r"_T1w\.nii(\.gz)?$", n)]
+            t1w += [
+                anat / n
+                for n in list_names(anat)
+                if re.search(r"_T1w\.nii(\.gz)?$", n) and entities(n)[0].get("part", "mag") == "mag"
+            ]
             names = list_names(func)
             levels = [(root, top), (folder, inside)]
             if session:
