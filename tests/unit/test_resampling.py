@@ -29,6 +29,7 @@ from isocortex.preprocess.transforms import (
     write_composite,
     write_itk_affine,
 )
+from isocortex.study import check_spaces
 from isocortex.surface import SERIES_DEPTHS as DEPTHS
 from isocortex.surface import template_surface
 from tests.unit.heads import FLIPPED, OBLIQUE, head, moved_series, save
@@ -575,3 +576,15 @@ def test_all_spaces_of_a_run_from_one_reading(tmp_path):
         np.testing.assert_array_equal(np.isfinite(values), np.tile(cortex, (3, 1)))
         error = values[0, cortex] - expected[cortex]
         assert np.sqrt(np.mean(error**2)) < 0.04 * truth[voxels].std()
+
+
+def test_the_analysed_space_is_a_volume():
+    template = "MNI152NLin2009aSym"
+    check_spaces(["T1w", "fsaverage5"], "T1w")
+    for spaces, analysed, message in (
+        (["fsaverage5", template], template, "preprocess.spaces starts with fsaverage5, a surface"),
+        ([template, "fsaverage5"], "fsaverage5", "glm.space is fsaverage5, a surface: name a vol"),
+        (["T1w", "fsaverage5"], template, r"which preprocess.spaces \(T1w, fsaverage5\) does not"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check_spaces(spaces, analysed)

@@ -197,6 +197,38 @@ class Study:
         return Path(self.config["regions"]["atlas"].replace("{subject}", subject))
 
 
+def check_spaces(spaces: Sequence[str], analysed: str) -> None:
+    """Check the output spaces of preprocessing, and the one that is analysed.
+
+    Parameters
+    ----------
+    spaces
+        ``preprocess.spaces``.
+    analysed
+        ``glm.space``.
+
+    Raises
+    ------
+    InputError
+        The first space is a surface, or the one that is analysed is, or is not made.
+    """
+    if spaces[0] in bids.SURFACES:
+        raise InputError(
+            f"config: preprocess.spaces starts with {spaces[0]}, a surface: name a volume first "
+            "(T1w or MNI152NLin2009aSym)"
+        )
+    if analysed in bids.SURFACES:
+        raise InputError(
+            f"config: glm.space is {analysed}, a surface: name a volume of preprocess.spaces; "
+            "surface searchlights and maps take their values from the template's volume"
+        )
+    if analysed not in spaces:
+        raise InputError(
+            f"config: glm.space is {analysed!r}, which preprocess.spaces "
+            f"({', '.join(spaces)}) does not make: add it there"
+        )
+
+
 def load_study(config: Mapping[str, Any]) -> Study:
     """Check a config and index its study.
 
@@ -232,18 +264,7 @@ def load_study(config: Mapping[str, Any]) -> Study:
             subjects = add_fieldmaps(given["bids"], subjects)
         else:
             subjects = without_fieldmaps(subjects)
-        spaces = checked["preprocess"]["spaces"]
-        volumes = [space for space in spaces if space not in bids.SURFACES]
-        if spaces[0] not in volumes:
-            raise InputError(
-                f"config: preprocess.spaces starts with {spaces[0]!r}, a surface: name a volume "
-                "first (T1w or MNI152NLin2009aSym)"
-            )
-        if checked["glm"]["space"] not in volumes:
-            raise InputError(
-                f"config: glm.space is {checked['glm']['space']!r}, which is no volume that "
-                f"preprocess.spaces ({', '.join(spaces)}) makes: add it there"
-            )
+        check_spaces(checked["preprocess"]["spaces"], checked["glm"]["space"])
     elif entry == "derivatives":
         if "bids" not in given:
             raise InputError("config: input.bids is missing: the dataset that holds the events")
