@@ -22,6 +22,9 @@ apart share their response."""
 ENOUGH = 1.05
 """The number of noise components is the least whose gain, times this, is that of the best."""
 
+SURELY = 2.0
+"""How many times its standard error the gain must be for there to be any."""
+
 WEAK = 5.0
 """Trials with more than this many times their run's median standard error choose no fraction."""
 
@@ -150,7 +153,7 @@ def held_out_squares(
     gram: Sequence[np.ndarray],
     cross: Sequence[np.ndarray],
     of_run: Sequence[np.ndarray],
-    squares: np.ndarray,
+    squares: Sequence[np.ndarray],
     *,
     test_gram: Sequence[np.ndarray] | None = None,
     test_cross: Sequence[np.ndarray] | None = None,
@@ -165,15 +168,14 @@ def held_out_squares(
         For each run the products of regressors and time series, (n_conditions of the run, v).
     of_run
         For each run the numbers of its conditions.
-    squares : numpy.ndarray, shape (v,)
-        Sum of squares of the time series, over all runs.
+    squares
+        For each run the sum of squares of its time series, (v,).
     test_gram, test_cross
         The same products where a run is predicted; without them those it is trained on.
 
     Returns
     -------
-    numpy.ndarray, shape (v,)
-        Sum over runs.
+    numpy.ndarray, shape (n_runs, v)
 
     Notes
     -----
@@ -182,13 +184,13 @@ def held_out_squares(
     test_gram = gram if test_gram is None else test_gram
     test_cross = cross if test_cross is None else test_cross
     n = 1 + max((int(run.max()) for run in of_run if run.size), default=-1)
-    v = len(squares)
+    v = len(squares[0])
     whole_gram, whole_cross, count = np.zeros((n, n)), np.zeros((n, v)), np.zeros(n, dtype=int)
     for own, part, products in zip(of_run, gram, cross, strict=True):
         whole_gram[np.ix_(own, own)] += part
         whole_cross[own] += products
         count[own] += 1
-    error = squares.astype(np.float64, copy=True)
+    error = np.array(squares, dtype=np.float64)
     for run, own in enumerate(of_run):
         others_gram, others_cross = whole_gram.copy(), whole_cross.copy()
         others_gram[np.ix_(own, own)] -= gram[run]
@@ -201,8 +203,8 @@ def held_out_squares(
             *_factor(others_gram[np.ix_(known, known)]), others_cross[known]
         )
         response = response[own]
-        error -= 2 * np.einsum("cv,cv->v", response, test_cross[run])
-        error += np.einsum("cv,cv->v", response, test_gram[run] @ response)
+        error[run] -= 2 * np.einsum("cv,cv->v", response, test_cross[run])
+        error[run] += np.einsum("cv,cv->v", response, test_gram[run] @ response)
     return error
 
 
@@ -223,22 +225,30 @@ def _substitute(norm: np.ndarray, factor: np.ndarray, cross: np.ndarray) -> np.n
     return solved / norm[:, None]
 
 
-def choose_number(curve: np.ndarray) -> int:
+def choose_number(curve: np.ndarray, by_run: np.ndarray) -> int:
     """Return the least number of noise components that does nearly as well as the best.
 
     Parameters
     ----------
     curve : numpy.ndarray, shape (n_max + 1,)
-        What is gained with 0, 1, ... components.
+        Share of variance that is explained with 0, 1, ... components.
+    by_run : numpy.ndarray, shape (n_max + 1, n_runs)
+        What each held-out run adds to it.
 
     Notes
     -----
     GLMdenoise's rule: the gain over no component must be that of the best number over `ENOUGH`.
+    Beyond it, the runs must agree that there is one: where the gain is not `SURELY` times its
+    standard error over held-out runs there are no components. A flat curve, too, has a highest
+    point, and components without use cost degrees of freedom and take responses with them.
     """
     gain = curve - curve[0]
     if not np.isfinite(gain).all() or gain.max() <= 0:
         return 0
-    return int(np.flatnonzero(gain * ENOUGH >= gain.max())[0])
+    number = int(np.flatnonzero(gain * ENOUGH >= gain.max())[0])
+    each = by_run[number] - by_run[0]
+    error = each.std(ddof=1) / np.sqrt(each.size)
+    return number if each.mean() > SURELY * error else 0
 
 
 @dataclass(frozen=True)

@@ -27,16 +27,18 @@ from isocortex.glm.cross_validation import (
     shared_conditions,
     standard_errors,
 )
-from isocortex.glm.design import balanced
-from isocortex.glm.estimate import RunModel, orthonormal
+from isocortex.glm.estimate import RunModel
 from isocortex.glm.estimators import Estimates
 from isocortex.glm.hrf_library import HRFLibrary, hrf_library
 from isocortex.glm.noise_components import find_noise_pool, pool_covariance, principal_components
 from isocortex.glm.prepare import PreparedRun
 from isocortex.glm.scratch import RunBlocks
 from isocortex.glm.series import Series
+from isocortex.glm.trial_models import make_trial_model
 
 log = logging.getLogger(__name__)
+
+_TINY = np.finfo(np.float64).tiny
 
 FRACTIONS = tuple(k / 20 for k in range(1, 21))
 """Fractions of the length of unpenalised responses, as GLMsingle has them."""
@@ -99,8 +101,8 @@ def fit_optimised(
         explained = np.stack([found.explained, found.explained_on_off])
         pool = find_noise_pool(brightness, explained, threshold=noise_pool_r2)
         components = fit.find_components(pool, noise_components_max)
-        curve = fit.noise_curve(found, components, pool, threshold=noise_pool_r2)
-        number = choose_number(curve)
+        curve, by_run = fit.noise_curve(found, components, pool, threshold=noise_pool_r2)
+        number = choose_number(curve, by_run)
         if number:
             fit.take_out([values[:, :number] for values in components])
             # What noise hid before may tell responses apart now.
@@ -108,7 +110,6 @@ def fit_optimised(
             found.hrf, found.explained = again.hrf, again.explained
     log.info("%d noise components a run from a pool of %d voxels", number, pool.sum())
     last = fit.estimate(found.hrf, wanted, beta, residual)
-    n_regressors = [m.nuisance.shape[1] + m.regressors.shape[2] for m in fit.models]
     share = np.bincount(found.hrf[series.usable], minlength=hrfs) / max(series.usable.sum(), 1)
     return Estimates(
         residual_squares=last.residual_squares,
@@ -118,7 +119,9 @@ def fit_optimised(
         variance=found.variance,
         hrf_index=found.hrf.astype(np.int16),
         beta_se=np.concatenate([share @ fit.errors(run) for run in range(len(runs))]),
-        degrees_of_freedom=[n - p for n, p in zip(series.n_volumes, n_regressors, strict=True)],
+        degrees_of_freedom=[
+            n - model.n_regressors for n, model in zip(series.n_volumes, fit.models, strict=True)
+        ],
         condition_number=[model.condition_number for model in fit.plain],
         voxel={
             "fraction": last.fraction,
@@ -139,29 +142,6 @@ def fit_optimised(
 
 
 @dataclass
-class _TrialModel:
-    """A run's regressors with each response, nuisance taken out."""
-
-    nuisance: np.ndarray  # (n_volumes, n_nuisance), orthonormal
-    regressors: np.ndarray  # (n_hrfs, n_volumes, n_trials)
-    incidence: np.ndarray  # (n_stimuli of the run, n_trials)
-    merge: np.ndarray  # (n_conditions of the run, n_stimuli of the run)
-
-    def clean(self, values: np.ndarray) -> np.ndarray:
-        return values - self.nuisance @ (self.nuisance.T @ values)
-
-    def cross(self, hrf: int, cleaned: np.ndarray) -> np.ndarray:
-        """Products of the stimuli's regressors and time series: (n_stimuli, v)."""
-        return self.incidence @ (self.regressors[hrf].T @ cleaned)
-
-    def stimulus_regressors(self, hrf: int) -> np.ndarray:
-        return self.regressors[hrf] @ self.incidence.T
-
-    def condition_regressors(self, hrf: int) -> np.ndarray:
-        return self.stimulus_regressors(hrf) @ self.merge.T
-
-
-@dataclass
 class _Responses:
     """What the first pass finds, an entry a voxel; sums over runs are not divided yet."""
 
@@ -169,7 +149,6 @@ class _Responses:
     hrf_on_off: np.ndarray
     explained: np.ndarray
     explained_on_off: np.ndarray
-    squares: np.ndarray
     brightness: np.ndarray
     tsnr: np.ndarray
     effect: np.ndarray
@@ -201,7 +180,7 @@ class _Fit:
         with threadpool_limits(limits=1):
             self.plain = [RunModel(run.design) for run in runs]
             self.models = [
-                _trial_model(run, library, self.conditions, number)
+                make_trial_model(run, library, self.conditions, number)
                 for number, run in enumerate(runs)
             ]
         self._take_products()
@@ -210,7 +189,7 @@ class _Fit:
     def choose_response(self) -> _Responses:
         """Choose each voxel's response, and fit the design of the config beside."""
         n = self.series.n_voxels
-        found = _Responses(*np.zeros((2, n), dtype=int), *np.zeros((7, n)))
+        found = _Responses(*np.zeros((2, n), dtype=int), *np.zeros((6, n)))
         together = [np.array([0])] * len(self.models)
 
         def one_block(part: slice) -> None:
@@ -223,11 +202,12 @@ class _Fit:
                 found.effect[part] += fit.effect
                 found.variance[part] += fit.variance
                 cleaned.append(self.models[run].clean(np.nan_to_num(values)))
-            squares = sum(_squares(values) for values in cleaned)
+            each = [_squares(values) for values in cleaned]
+            squares = sum(each)
             least, least_on_off = np.full((2, part.stop - part.start), np.inf)
             for hrf in range(self.n_hrfs):
                 stimuli = [m.cross(hrf, y) for m, y in zip(self.models, cleaned, strict=True)]
-                error = self._error(hrf, stimuli, squares)
+                error = self._error(hrf, stimuli, each)
                 better = error < least
                 least[better] = error[better]
                 found.hrf[part][better] = hrf
@@ -237,20 +217,19 @@ class _Fit:
                 conditions = error
                 if self.conditions.rest >= 0:
                     conditions = held_out_squares(
-                        self.gram[hrf], cross, self.conditions.of_run, squares
-                    )
+                        self.gram[hrf], cross, self.conditions.of_run, each
+                    ).sum(axis=0)
                 on_off = held_out_squares(
                     [values.sum(keepdims=True) for values in self.gram[hrf]],
                     [values.sum(axis=0, keepdims=True) for values in cross],
                     together,
-                    squares,
-                )
+                    each,
+                ).sum(axis=0)
                 found.explained[part][better] = _explained(conditions, squares)[better]
                 better = on_off < least_on_off
                 least_on_off[better] = on_off[better]
                 found.hrf_on_off[part][better] = hrf
                 found.explained_on_off[part] = _explained(least_on_off, squares)
-            found.squares[part] = squares
             found.brightness[part] = np.where(self.series.usable[part], mean, np.nan)
 
         self._each_block(one_block)
@@ -282,7 +261,7 @@ class _Fit:
             # Enough is left over for the trials and an estimate of the noise.
             components = [
                 principal_components(
-                    total, max(min(most, model.nuisance.shape[0] - _n_regressors(model) - 2), 0)
+                    total, max(min(most, model.nuisance.shape[0] - model.n_regressors - 2), 0)
                 )
                 for total, model in zip(sums, self.models, strict=True)
             ]
@@ -298,20 +277,23 @@ class _Fit:
         pool: np.ndarray,
         *,
         threshold: float,
-    ) -> np.ndarray:
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return the cross-validated share of variance with 0, 1, ... components.
 
-        The median over the voxels, those of the pool aside, that are above the threshold with any
-        number of them. Components have a part in the estimate of the responses that predict; what
-        is predicted is always the same time series.
+        With what each held-out run adds to it, (n + 1, n_runs). The former is the median, the
+        latter the mean over the voxels, those of the pool aside, that are above the threshold with
+        any number of components. These have a part in the estimate of the responses that predict;
+        what is predicted is always the same time series.
         """
         most = components[0].shape[1]
-        explained = np.full((most + 1, self.series.n_voxels), np.nan)
+        n_runs = len(self.models)
+        explained = np.full((most + 1, self.series.n_voxels), np.nan, dtype=np.float32)
 
-        def one_block(part: slice) -> None:
+        def one_block(part: slice) -> np.ndarray:
             wanted = self.series.usable[part] & ~pool[part]
+            adds = np.zeros((most + 1, n_runs))
             if not wanted.any():
-                return
+                return adds
             cleaned = [
                 model.clean(np.nan_to_num(self.series.read(run, part)))
                 for run, model in enumerate(self.models)
@@ -322,12 +304,13 @@ class _Fit:
                     model.merge @ model.cross(hrf, values)
                     for model, values in zip(self.models, own, strict=True)
                 ]
-                squares = found.squares[part][columns]
+                squares = [_squares(values) for values in own]
                 shared = [
                     model.condition_regressors(hrf).T @ values
                     for model, values in zip(self.models, components, strict=True)
                 ]
                 along = [u.T @ values for u, values in zip(components, own, strict=True)]
+                share = np.empty((most + 1, n_runs, len(columns)))
                 for n in range(most + 1):
                     error = held_out_squares(
                         [g - a[:, :n] @ a[:, :n].T for g, a in zip(self.gram[hrf], shared)],
@@ -337,14 +320,19 @@ class _Fit:
                         test_gram=self.gram[hrf],
                         test_cross=cross,
                     )
-                    explained[n, part.start + columns] = _explained(error, squares)
+                    share[n] = (squares - error) / np.maximum(sum(squares), _TINY)
+                total = share.sum(axis=1)
+                responds = (total > threshold).any(axis=0)
+                explained[:, part.start + columns[responds]] = total[:, responds]
+                adds += share[:, :, responds].sum(axis=2)
+            return adds
 
-        self._each_block(one_block)
-        with np.errstate(invalid="ignore"):
-            responds = (explained > threshold).any(axis=0)
+        by_run = sum(self._blocks_in_order(one_block))
+        responds = np.isfinite(explained[0])
         if not responds.any():
-            return np.zeros(most + 1)
-        return np.median(explained[:, responds], axis=1)
+            return np.zeros(most + 1), by_run
+        curve = np.median(explained[:, responds].astype(np.float64), axis=1)
+        return curve, by_run / responds.sum()
 
     def take_out(self, components: Sequence[np.ndarray]) -> None:
         """Make noise components a part of the nuisance."""
@@ -413,19 +401,22 @@ class _Fit:
                     [Alone(g, self.conditions.n_known(run)) for run, g in enumerate(gram)]
                 )
 
-    def _error(self, hrf: int, stimuli: Sequence[np.ndarray], squares: np.ndarray) -> np.ndarray:
+    def _error(
+        self, hrf: int, stimuli: Sequence[np.ndarray], squares: Sequence[np.ndarray]
+    ) -> np.ndarray:
         """Return the squared error by which responses are compared.
 
         Stimuli that other runs show are predicted from these, those that a run alone shows are
         fitted to it: of them, every response has as many.
         """
-        cross, left = [], squares.copy()
-        for alone, values in zip(self.alone[hrf], stimuli, strict=True):
+        cross, left = [], []
+        for alone, values, whole in zip(self.alone[hrf], stimuli, squares, strict=True):
             known, went = alone.take_out(values)
             cross.append(known)
-            left -= went
+            left.append(whole - went)
         known = [own[own != self.conditions.rest] for own in self.conditions.of_run]
-        return held_out_squares([a.gram for a in self.alone[hrf]], cross, known, left)
+        error = held_out_squares([a.gram for a in self.alone[hrf]], cross, known, left)
+        return error.sum(axis=0)
 
     def _each_block(self, function: Callable[[slice], None]) -> None:
         for _ in self._blocks_in_order(function):
@@ -438,29 +429,6 @@ class _Fit:
             for first in range(0, len(blocks), self.threads):
                 some = blocks[first : first + self.threads]
                 yield from dask.compute(*(dask.delayed(function)(part) for part in some))
-
-
-def _trial_model(
-    run: PreparedRun, library: HRFLibrary, conditions: Conditions, number: int
-) -> _TrialModel:
-    design = run.design
-    nuisance = orthonormal(balanced(design)[0], design.nuisance_columns)
-    table = run.events[run.events["trial_type"].str.startswith("trial_")]
-    regressors = library.regressors(
-        design.frame_times,
-        table["onset"].to_numpy(float),
-        table["duration"].to_numpy(float),
-        table["trial_type"].str.removeprefix("trial_").astype(int).to_numpy() - 1,
-        n_trials=len(design.trials),
-    )
-    regressors -= nuisance @ (nuisance.T @ regressors)
-    return _TrialModel(
-        nuisance, regressors, conditions.stimulus_incidence(number), conditions.merge(number)
-    )
-
-
-def _n_regressors(model: _TrialModel) -> int:
-    return model.nuisance.shape[1] + model.regressors.shape[2]
 
 
 def _groups(hrf: np.ndarray, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
