@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from isocortex.report import study_quality
+from isocortex.report import report_study, study_quality
 from isocortex.report.drawing import report_style
 from isocortex.report.page import Note, Picture, Table
 from isocortex.report.study_quality import (
@@ -17,6 +17,8 @@ from isocortex.report.study_quality import (
     quality_table,
     robust_z,
 )
+
+from .report_study_files import default_options
 
 
 def runs_of(n, seed=0, **changes):
@@ -125,3 +127,19 @@ def test_section_names_the_outlier_and_draws_all_measures(tmp_path):
     assert first == second
     assert quality_section([]) == []
     assert quality_section([tmp_path / "anat_manifest.json"]) == []
+
+
+def test_study_report_holds_it(tmp_path):
+    out = report_study(
+        study="made",
+        subjects=["00"],
+        out=tmp_path / "study.html",
+        summary=tmp_path / "summary.json",
+        options=default_options(),
+        config={},
+        manifests=manifests(tmp_path, runs_of(6, aqi=(1, 99.0)))[:-1],
+    )
+    page = out.read_text()
+    assert page.index("Sample and data quality") < page.index("Image quality of the runs")
+    assert "Runs that stand out" in page
+    assert "Distance to median (aqi)" in page
