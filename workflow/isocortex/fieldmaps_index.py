@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,12 @@ def _of_subject(root: Path, top: list[str], subject: Subject) -> Subject:
                 *("magnitude", "magnitude1", "magnitude2"),
             ):
                 continue
-            sidecars = tuple(bids.inherited(levels, keys, f"_{suffix}.json"))
+            # at the dataset's root a sidecar may be named by its suffix alone
+            sidecars = tuple(
+                path
+                for path in bids.inherited(levels, keys, f"{suffix}.json")
+                if bids.entities(path.name)[1] == suffix
+            )
             meta = bids.metadata(sidecars)
             files.append(_File(base / "fmap" / name, keys, suffix, sidecars, meta, session))
     if not any(file.suffix in _KINDS for file in files):
@@ -196,22 +201,24 @@ def _of_run(
                 f"B0FieldSource of {run.bold} is {sources[0]!r}, but the B0FieldIdentifier in "
                 f"fmap/ of sub-{subject.label} are: {known}; correct one of them"
             )
-        members = list(identified[sources[0]])
+        name, members = sources[0], list(identified[sources[0]])
+        sessions = {file.session for file in members}
+        if len(sessions) > 1 and run.session in sessions:
+            # the same identifier in each session stands for a field of each
+            name = f"ses{run.session}{name}"
+            members = [file for file in members if file.session == run.session]
         partners = [
             other
             for other in subject.runs
-            if sources[0]
+            if (name == sources[0] or other.session == run.session)
+            and sources[0]
             in _listed(metas[other.stem].get("B0FieldIdentifier"), "B0FieldIdentifier", other.bold)
         ]
-        return _made(sources[0], members, files, run, partners or [run], metas)
+        return _made(name, members, files, run, partners or [run], metas)
     members = [
         file
         for file in files
-        if file.suffix in _KINDS
-        and any(
-            _is_meant(root, subject.label, run, text)
-            for text in _listed(file.meta.get("IntendedFor"), "IntendedFor", file.path)
-        )
+        if file.suffix in _KINDS and _is_meant(root, subject.label, run, file)
     ]
     if not members:
         near = [file for file in files if file.session == run.session and file.suffix in _KINDS]
@@ -225,13 +232,7 @@ def _of_run(
         other
         for other in subject.runs
         if not metas[other.stem].get("B0FieldSource")
-        and all(
-            any(
-                _is_meant(root, subject.label, other, text)
-                for text in _listed(file.meta.get("IntendedFor"), "IntendedFor", file.path)
-            )
-            for file in members
-        )
+        and all(_is_meant(root, subject.label, other, file) for file in members)
     ]
     return _made("", members, files, run, same_targets, metas)
 
@@ -346,8 +347,7 @@ def _fieldmap(
         shared = {
             key: value
             for key, value in images[0].keys.items()
-            if key not in ("sub", "ses", "dir")
-            and all(file.keys.get(key) == value for file in images)
+            if key not in ("sub", "dir") and all(file.keys.get(key) == value for file in images)
         }
         name = "".join(f"{key}{value}" for key, value in shared.items()) + kind
     label = re.sub(r"[^A-Za-z0-9]", "", name)
@@ -366,19 +366,20 @@ def _fieldmap(
     )
 
 
-def _is_meant(root: Path, label: str, run: Run, text: str) -> bool:
-    """Whether an entry of IntendedFor names a run: a URI, or a path from the subject's folder.
+def _is_meant(root: Path, label: str, run: Run, file: _File) -> bool:
+    """Whether an image's IntendedFor names a run: by a URI, or a path from the subject's folder.
 
     Paths from the session's folder, which older datasets have, are understood, too.
     """
-    uri = re.match(r"bids:[^:]*:(.*)", text)
     subject = root / f"sub-{label}"
-    if uri:
-        places: Iterable[Path] = (root / uri[1],)
-    else:
-        places = [root / text, subject / text]
-        if run.session:
-            places.append(subject / f"ses-{run.session}" / text)
+    places: list[Path] = []
+    for text in _listed(file.meta.get("IntendedFor"), "IntendedFor", file.path):
+        if uri := re.match(r"bids:[^:]*:(.*)", text):
+            places.append(root / uri[1])
+        else:
+            places += [root / text, subject / text]
+            if run.session:
+                places.append(subject / f"ses-{run.session}" / text)
     bold = _bare(run.bold)
     return any(_bare(place) == bold for place in places)
 

@@ -147,21 +147,22 @@ def place_field(
     """
     along = sign * total_readout_time * run_reference.affine[:3, axis]
     moving = as_image(_as_recorded(field, field_reference, along), field.affine)
-    values = np.asarray(run_reference.dataobj, np.float32)
-    mask = epi_mask(values)
-    fixed = as_image(registration.correct_bias(run_reference, mask=mask), run_reference.affine)
-    small = (2, 1) if min(fixed.shape) >= 12 else (1, 1)
+    mask = epi_mask(np.asarray(run_reference.dataobj, np.float32))
+    around = as_image(
+        ndimage.binary_dilation(mask, iterations=2).astype(np.float32), run_reference.affine
+    )
+    fixed, around = (registration.downsample(image, 3.0) for image in (run_reference, around))
     chain, _ = registration.register(
         fixed,
-        moving,
+        registration.downsample(moving, 3.0),
         "Rigid",
         seed=seed,
-        fixed_mask=ndimage.binary_dilation(mask, iterations=2),
+        fixed_mask=np.asarray(around.dataobj) > 0.5,
         initial=np.eye(4),
-        aff_iterations=(60, 30),
-        aff_shrink_factors=small,
+        aff_iterations=(40, 20),
+        aff_shrink_factors=(2, 1) if min(fixed.shape) >= 12 else (1, 1),
         aff_smoothing_sigmas=(1, 0),
-        aff_random_sampling_rate=0.5,
+        aff_random_sampling_rate=0.25,
     )
     return registration.linear_part(chain)
 
