@@ -2,6 +2,7 @@
 
 import json
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 
 import nibabel as nib
@@ -21,7 +22,7 @@ from isocortex.preprocess.images import read_anatomy, read_series, read_timing
 from isocortex.preprocess.motion import estimate_motion
 from isocortex.preprocess.resampling import resample_series
 from isocortex.preprocess.transforms import grid_points
-from isocortex.study import load_study
+from isocortex.study import check_inputs, load_study
 
 from ..workflow import tiny
 from .heads import OBLIQUE, head, moved_series
@@ -276,6 +277,34 @@ def test_a_burst_of_motion_is_followed_and_scrubbed():
 
 
 # What studies have, and have not
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("motion6", None),
+        (["trans_?", "rot_?"], None),
+        ("motion24", "has no column trans_x_derivative1, which motion24 takes"),
+        ("compcor", "has no column trans_x_derivative1, which motion24 takes"),
+        ("motion6+compcor", "tells no retained components of acompcor"),
+        ("motion6+cmpcor", "'cmpcor' is no strategy: did you mean 'compcor'"),
+    ],
+)
+def test_what_confounds_lack_is_found_before_any_job(tmp_path, wanted, message):
+    config = study(tmp_path)
+    names = [f"{kind}_{axis}" for kind in ("trans", "rot") for axis in "xyz"]
+    table = "\n".join(["\t".join(names), *["\t".join(["0.1"] * 6)] * 20])
+    for run in (1, 2):
+        stem = tmp_path / f"out/sub-01/func/sub-01_task-objects_run-{run}"
+        tiny.nifti(Path(f"{stem}_space-T1w_desc-preproc_bold.nii.gz"), (*tiny.SHAPE, 20))
+        tiny.nifti(Path(f"{stem}_space-T1w_desc-brain_mask.nii.gz"), tiny.SHAPE)
+        Path(f"{stem}_desc-confounds_timeseries.tsv").write_text(table)
+        Path(f"{stem}_space-T1w_desc-preproc_bold.json").write_text('{"RepetitionTime": 2.0}')
+    config["input"]["derivatives"] = str(tmp_path / "out")
+    config["regions"]["space"] = "T1w"
+    config["glm"] = {"space": "T1w", "confound_columns": wanted}
+    with pytest.raises(InputError, match=message) if message else nullcontext():
+        check_inputs(load_study(config))
 
 
 def study(folder, *, sessions=(), t1w=1):

@@ -136,7 +136,8 @@ def derivatives(change=lambda folder: None, space="T1w"):
             stem = f"sub-01_task-objects_run-{run}"
             tiny.nifti(func / f"{stem}_space-T1w_desc-preproc_bold.nii.gz", (*tiny.SHAPE, 20))
             tiny.nifti(func / f"{stem}_space-T1w_desc-brain_mask.nii.gz", tiny.SHAPE)
-            table = "trans_x\n" + "0.1\n" * 20
+            names = [f"{kind}_{axis}" for kind in ("trans", "rot") for axis in "xyz"]
+            table = "\n".join(["\t".join(names)] + ["\t".join(["0.1"] * 6)] * 20) + "\n"
             (func / f"{stem}_desc-confounds_timeseries.tsv").write_text(table)
             sidecar = func / f"{stem}_space-T1w_desc-preproc_bold.json"
             sidecar.write_text('{"RepetitionTime": 2.0}')
