@@ -30,6 +30,8 @@ FIGURES = (
     "features-throughput",
     "features-memory",
     "lsa",
+    "lss",
+    "glm-memory",
     "motion",
     "preprocess-bold",
 )

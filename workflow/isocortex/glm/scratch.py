@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +17,8 @@ from isocortex import store
 
 BLOCK_VOXELS = 4096
 _BLOCK_VALUES = 1 << 23
+_MMAP_THRESHOLD = -3
+"""Of glibc's ``mallopt``: arrays from this size on are mapped one by one."""
 
 
 class RunBlocks:
@@ -161,6 +165,16 @@ class RunBlocks:
             out[:, low - part.start : high - part.start] = values[
                 :, low - block.start : high - block.start
             ]
+
+
+def give_back_freed_memory() -> None:
+    """Have glibc give each larger array back to the system when it is freed.
+
+    Else it comes to keep arrays of up to 32 MiB for each thread, in pieces that new ones do not
+    fit: a process then grows with the number of blocks. Nothing happens with another C library.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 1 << 20)
 
 
 def block_size(n_rows: Sequence[int]) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from isocortex import parallel
 from isocortex.errors import InputError
 from isocortex.glm.images import open_image, read_volume_groups
-from isocortex.glm.scratch import RunBlocks
+from isocortex.glm.scratch import RunBlocks, give_back_freed_memory
 
 REASONS = ("nan", "constant", "negative")
 """Why a voxel of a run cannot be fitted; the first counts."""
@@ -64,6 +64,7 @@ class Series:
         threads: int = 1,
         block_voxels: int | None = None,
     ) -> None:
+        give_back_freed_memory()
         lengths = [open_image(path, n_dims=4).shape[3] for path in bold]
         n_voxels = int(mask.sum())
         self._values = RunBlocks(
