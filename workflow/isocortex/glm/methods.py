@@ -54,10 +54,13 @@ repeats, split_half
         "voxel from the residuals of ordinary least squares by Yule-Walker and rounded to "
         "hundredths, as nilearn does)",
     }[noise_model]
+    how = f" by {squares}"
+    response = f"the {hrf} haemodynamic response (nilearn)"
+    if estimator == "optimised":
+        how, response = "", "a haemodynamic response chosen for each voxel"
     sentences = [
-        f"Responses were estimated run by run ({len(runs)} run{'s' if len(runs) > 1 else ''}) by "
-        f"{squares} with one regressor for {unit} of a run, convolved with the "
-        f"{hrf} haemodynamic response (nilearn), together with "
+        f"Responses were estimated run by run ({len(runs)} run{'s' if len(runs) > 1 else ''})"
+        f"{how} with one regressor for {unit} of a run, convolved with {response}, together with "
         f"{nuisance_text(runs, drift=drift, high_pass=high_pass, drift_order=drift_order)}."
     ]
     if estimator == "lss":

@@ -502,4 +502,8 @@ def _methods(
             f"fraction of {fractions[0]:g}, and brought to the scale of those without "
             f"regularisation."
         )
+    said.append(
+        "z-values of the mean response are those of ordinary least squares with the response of "
+        "the config, for which the data choose nothing."
+    )
     return said
