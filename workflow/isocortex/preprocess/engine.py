@@ -57,6 +57,8 @@ class WatchedMultiProcPlugin(MultiProcPlugin):
             return taskid
 
     def _async_callback(self, args: Future) -> None:
+        if args.cancelled():
+            return
         try:
             super()._async_callback(args)
         except BrokenProcessPool:
