@@ -87,6 +87,8 @@ def normalisation_quality(
     grey: np.ndarray | None = None,
     target: np.ndarray | None = None,
     seen: np.ndarray | None = None,
+    deeper_mm: float = 0.0,
+    least_correlation: float = MIN_CORRELATION,
 ) -> dict[str, float | str]:
     """Figures by which a registration to the template is judged.
 
@@ -103,6 +105,10 @@ def normalisation_quality(
         What the image should look like; the template's T1w by default.
     seen
         Boolean: what the image's field of view holds; all by default.
+    deeper_mm
+        Depth below the brain's surface from which on the images are correlated.
+    least_correlation
+        That is taken for good.
 
     Returns
     -------
@@ -120,6 +126,8 @@ def normalisation_quality(
         wanted = np.asarray(load_template(resolution, "GM").dataobj) > 0.5
         quality["dice_template_grey"] = dice((grey > 0.5) & seen, wanted & seen)
     inside = brain & seen
+    if deeper_mm:
+        inside &= ndimage.distance_transform_edt(brain, sampling=resolution) > deeper_mm
     quality["template_correlation"] = _correlation(target[inside], image[inside])
     quality |= folding(chain)
     odd = [
@@ -135,7 +143,7 @@ def normalisation_quality(
             ),
             (
                 f"correlation with the template {quality['template_correlation']:.2f}",
-                quality["template_correlation"] < MIN_CORRELATION,
+                quality["template_correlation"] < least_correlation,
             ),
             (
                 f"the warp folds in {quality['jacobian_folded_percent']:.2g} % of the brain",

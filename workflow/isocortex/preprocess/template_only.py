@@ -17,7 +17,7 @@ from isocortex.preprocess.registration import (
     register,
     warp,
 )
-from isocortex.preprocess.transforms import Transform
+from isocortex.preprocess.transforms import AffineTransform, Transform
 
 logger = logging.getLogger(__name__)
 
@@ -80,12 +80,19 @@ def normalise_reference(
     values = np.where(mask, np.asarray(reference.dataobj, np.float32), 0)
     values = np.minimum(values, np.percentile(values[mask], 99))
     brain = as_image(values, reference.affine)
+    start = align_head_to_template(brain, seed=seed)
+    target = template_as_bold(resolution)
+    # what lies beyond the field of view, often the cerebellum's lower half, must not pull
+    view = as_image(np.ones(mask.shape, np.float32), reference.affine)
+    seen = warp(view, [AffineTransform(start)], target) > 0.5
+    near = ndimage.binary_dilation(np.asarray(target.dataobj) > 0, iterations=2)
     return register(
-        template_as_bold(resolution),
+        target,
         downsample(brain, resolution),
         "SyN",
         seed=seed,
-        initial=align_head_to_template(brain, seed=seed),
+        fixed_mask=near & seen,
+        initial=start,
         aff_iterations=(100, 50, 20),
         aff_shrink_factors=(4, 3, 2),
         aff_smoothing_sigmas=(3, 2, 1),

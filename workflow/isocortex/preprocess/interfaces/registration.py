@@ -129,6 +129,9 @@ class NormaliseReference(Interface):
             resolution=resolution,
             target=np.asarray(target.dataobj),
             seen=registration.warp(view, forward, target) > 0.5,
+            # at the rim echo-planar images lose signal, and what CSF there is
+            deeper_mm=6.0,
+            least_correlation=0.2,
         )
         quality |= {"anatomy": "template", "dice_t1w_mask": dice(brain, mask)}
         self._results["quality"] = quality
