@@ -28,6 +28,8 @@ def test_joint_models_are_jobs_of_each_subject(tmp_path):
     done = tiny.snakemake(tmp_path, "--dry-run", "encoding")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("rule fit_joint:") == 2
+    assert "rule map_contrasts:" not in done.stdout
+    assert "rule export_betas:" not in done.stdout
     assert "sub-01_task-objects_joint-both.zarr" in done.stdout
 
 
@@ -45,3 +47,14 @@ def test_models_that_keep_to_regions_take_them_in(tmp_path):
     for rule, count in (("fit_joint", 1), ("fit_universal", 2)):
         job = done.stdout.split(f"rule {rule}:")[1].split("output:")[0]
         assert job.count("dseg.nii.gz") == job.count("dseg.tsv") == count
+
+
+def test_contrasts_and_images_of_betas_are_made_where_asked_for(tmp_path):
+    config = tiny.make(tmp_path)
+    config["glm"] = {"contrasts": {"things": "thing"}, "nifti": True}
+    tiny.write_config(tmp_path, config)
+    done = tiny.snakemake(tmp_path, "--dry-run", "glm")
+    assert done.returncode == 0, done.stderr
+    for rule in ("fit_glm", "map_contrasts", "export_betas"):
+        assert done.stdout.count(f"rule {rule}:") == 2
+    assert "sub-01_task-objects_contrasts.json" in done.stdout
