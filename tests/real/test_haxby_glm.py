@@ -6,17 +6,16 @@ import pytest
 from isocortex import store
 from isocortex.glm import estimate_noise_ceiling, fit_glm
 
+KINDS = {"bottle", "cat", "chair", "face", "house", "scissors", "scrambledpix", "shoe"}
 ENDING = "_space-T1w_desc-preproc_bold.nii.gz"
 
 
-@pytest.fixture(scope="module")
-def betas(data, tmp_path_factory):
+def fit(data, out, **options):
     root = data / "haxby2001-slice"
     func = root / "derivatives" / "preproc" / "sub-01" / "func"
     bold = sorted(func.glob(f"*{ENDING}"))
     assert len(bold) == 12
     stems = [path.name.removesuffix(ENDING) for path in bold]
-    out = tmp_path_factory.mktemp("haxby") / "betas.zarr"
     fit_glm(
         bold=bold,
         mask=[func / f"{stem}_space-T1w_desc-brain_mask.nii.gz" for stem in stems],
@@ -29,8 +28,24 @@ def betas(data, tmp_path_factory):
         task="objectviewing",
         space="T1w",
         trials="condition",
+        **options,
     )
     return store.open(out, "betas").load()
+
+
+@pytest.fixture(scope="module")
+def betas(data, tmp_path_factory):
+    return fit(data, tmp_path_factory.mktemp("haxby") / "betas.zarr")
+
+
+@pytest.fixture(scope="module")
+def halves(data, tmp_path_factory):
+    """Odd and even runs, which share nothing, by each estimator."""
+    folder = tmp_path_factory.mktemp("haxby")
+    return {
+        name: fit(data, folder / f"{name}.zarr", estimator=name, split_half=True)
+        for name in ("lsa", "lss", "optimised")
+    }
 
 
 def test_one_beta_for_each_kind_and_run(betas):
@@ -73,3 +88,32 @@ def test_noise_ceiling_is_above_that_of_shuffled_labels(betas):
             shuffled[runs == run] = rng.permutation(shuffled[runs == run])
         null.append(estimate_noise_ceiling(betas.beta.values, shuffled, [""] * 96)[0].mean())
     assert ceiling.mean() > max(null)
+
+
+def test_estimators_side_by_side(halves):
+    """Odd and even runs agree at least as well by the other estimators as by least squares."""
+    responsive = halves["lsa"].z_stimulus.values > 3.1
+    found = {
+        name: np.median(betas.reliability.values[responsive]) for name, betas in halves.items()
+    }
+    print("median reliability over runs:", {k: round(float(v), 3) for k, v in found.items()})
+    assert found["lsa"] > 0.3
+    assert found["lss"] > found["lsa"] - 0.05
+    assert found["optimised"] > found["lsa"] + 0.02
+    # What holds for halves is the correlation with which the halves themselves are told.
+    betas = halves["lsa"]
+    means = []
+    for half in (1, 2):
+        part = betas.isel(trial=betas.half.values == half)
+        values = part.beta.values.astype(float)
+        means.append([values[part.condition.values == k].mean(axis=0) for k in sorted(KINDS)])
+    first, second = (np.array(m) - np.mean(m, axis=0) for m in means)
+    expected = (first * second).sum(0) / np.sqrt((first**2).sum(0) * (second**2).sum(0))
+    np.testing.assert_allclose(betas.reliability.values, expected, atol=1e-4)
+
+
+def test_intervals_of_the_noise_ceiling_hold_it(betas):
+    low, high = betas.noise_ceiling_low.values, betas.noise_ceiling_high.values
+    assert ((low <= betas.noise_ceiling.values + 1e-6) & (betas.noise_ceiling.values <= high)).all()
+    # Eight stimuli say little about a single voxel.
+    assert np.median(high - low) > 0.3

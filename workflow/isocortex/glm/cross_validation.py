@@ -22,8 +22,9 @@ apart share their response."""
 ENOUGH = 1.05
 """The number of noise components is the least whose gain, times this, is that of the best."""
 
-SURELY = 2.0
-"""How many times its standard error the gain must be for there to be any."""
+SURELY = 3.0
+"""How many times its standard error over runs the gain must be for there to be any components: it
+is the best of several, and held-out runs share what they are predicted from."""
 
 WEAK = 5.0
 """Trials with more than this many times their run's median standard error choose no fraction."""
