@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from isocortex.confound_strategy import Scrub, parse_strategy
 from isocortex.errors import InputError
 from isocortex.glm import make_design, read_confounds
 from isocortex.glm.confounds import scrubbed_volumes
+from isocortex.glm.methods import nuisance_text
 
 DATA = Path(peer.__file__).parent / "data"
 TABLES = {  # as fMRIPrep wrote them: 1.4 and 21
@@ -265,3 +267,11 @@ def test_a_run_of_motion_alone_is_refused(tmp_path, made):
     table.to_csv(tmp_path / "c.tsv", sep="\t", index=False, na_rep="n/a")
     with pytest.raises(InputError, match="scrubbing leaves no volume of 80"):
         read_confounds(tmp_path / "c.tsv", "scrub", n_volumes=N)
+
+
+def test_numbered_confounds_are_told_from_first_to_last():
+    names = [*(f"a_comp_cor_{k:02d}" for k in range(12)), "csf", "motion_outlier_00", "rot_x"]
+    run = SimpleNamespace(confounds=names, design=SimpleNamespace(names=()))
+    told = nuisance_text([run], drift="none", high_pass=0.01, drift_order=1)
+    expected = "15 confounds (a_comp_cor_00 to a_comp_cor_11, csf, motion_outlier_00, rot_x)"
+    assert told.endswith(expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from isocortex.glm.estimators import Estimates
@@ -119,4 +120,16 @@ def nuisance_text(
         "none": "a constant",
     }[drift]
     names = sorted({name for run in runs for name in run.confounds})
-    return drifts + (f" and {len(names)} confounds ({', '.join(names)})" if names else "")
+    return drifts + (f" and {len(names)} confounds ({_listed(names)})" if names else "")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names in words, those that are numbered from the first to the last."""
+    series: dict[str, list[str]] = {}
+    for name in names:
+        series.setdefault(re.sub(r"\d+$", "", name) if name[-2:].isdigit() else name, []).append(
+            name
+        )
+    return ", ".join(
+        one[0] if len(one) == 1 else f"{one[0]} to {one[-1]}" for one in series.values()
+    )
