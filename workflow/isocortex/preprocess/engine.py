@@ -162,8 +162,10 @@ def run_workflow(
     finally:
         plugin.stop()
     results = {node.name: node for node in graph.nodes()}
+    runtimes = {name: node.result.runtime for name, node in results.items()}
     seconds = {
-        name: round(float(node.result.runtime.duration), 2) for name, node in results.items()
+        name: round(float(runtimes[name].duration), 2)
+        for name in sorted(runtimes, key=lambda name: str(runtimes[name].startTime))
     }
     logger.info("seconds of %s: %s", where, ", ".join(f"{n} {s:g}" for n, s in seconds.items()))
     if seconds_file is not None:

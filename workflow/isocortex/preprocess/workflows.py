@@ -222,7 +222,7 @@ def init_bold_wf(
             threads=threads,
         ),
         name="resample",
-        mem_gb=base + series_gb,
+        mem_gb=base + (4 if slice_timing == "motion_first" else 1) * series_gb,
         n_procs=threads,
     )
     if slice_timing is not None and timing.slice_times is not None:
