@@ -152,9 +152,9 @@ import os, sys, time
 sys.path.insert(0, {package!r})
 from isocortex.provenance import job_log
 from concurrent.futures import ProcessPoolExecutor
-from isocortex.preprocess.engine import _start_worker
+from isocortex.jobs import die_with_parent
 with job_log({log!r}, where="test"):
-    pool = ProcessPoolExecutor(1, initializer=_start_worker, initargs=(os.getcwd(), os.getpid()))
+    pool = ProcessPoolExecutor(1, initializer=die_with_parent, initargs=(os.getpid(),))
     worker = pool.submit(os.getpid).result()
     pool.submit(time.sleep, 60)
     with open({pids!r} + ".tmp", "w") as file:
