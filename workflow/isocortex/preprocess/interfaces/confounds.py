@@ -71,7 +71,8 @@ class NoiseMasks(Interface):
         mask = nib.load(self.inputs.mask)
         brain = np.asarray(mask.dataobj) > 0
         back = np.linalg.inv(read_itk_affine(self.inputs.to_t1w).matrix)
-        points = AffineTransform(back).apply(grid_points(mask.shape, mask.affine))
+        points = grid_points(mask.shape, mask.affine)[brain.ravel()]
+        points = AffineTransform(back).apply(points)
         size = np.linalg.norm(mask.affine[:3, :3], axis=0)
         shares = {}
         for name in ("gm", "wm", "csf"):
@@ -80,7 +81,10 @@ class NoiseMasks(Interface):
             # the mean over a BOLD voxel, not the value at its centre
             sigma = np.sqrt(np.maximum((size.mean() / fine) ** 2 - 1, 0)) / 2.355
             smooth = ndimage.gaussian_filter(values_of(getattr(self.inputs, name)), sigma)
-            shares[name] = resample_volume(smooth, image.affine, points, mask.shape, order=1)
+            shares[name] = np.zeros(mask.shape, np.float32)
+            shares[name][brain] = resample_volume(
+                smooth, image.affine, points, (len(points),), order=1
+            )
         stack = np.stack([shares["gm"], shares["wm"], shares["csf"]])
         tissues = np.where(brain, stack.argmax(axis=0) + 1, 0).astype(np.uint8)
         found = {}
