@@ -97,6 +97,14 @@ def options_but(section, *keys):
     return {key: value for key, value in CONFIG[section].items() if key not in keys}
 
 
+def glm_options():
+    """Return what the config says of betas, without options of estimators that are not chosen."""
+    unused = ["continuous_tasks", "contrasts", "nifti"]
+    unused += [] if CONFIG["glm"]["estimator"] == "lss" else ["lss_others"]
+    unused += [] if CONFIG["glm"]["estimator"] == "optimised" else ["optimised"]
+    return options_but("glm", *unused)
+
+
 TRSA_OPTIONAL = ("dependence", "persistence")
 
 

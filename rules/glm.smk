@@ -122,7 +122,7 @@ else:
             mem_mb=4000,
             runtime=60,
         params:
-            options=options_but("glm", "continuous_tasks", "contrasts", "nifti"),
+            options=glm_options(),
             runs=run_names,
             source=glm_content,
             code=code_version("fit_glm"),
