@@ -19,7 +19,12 @@ def test_code_files_follow_the_imports(root):
 
 
 STAGES = {
-    "preprocess": ("preprocess_anat", "preprocess_bold", "transform_regions"),
+    "preprocess": (
+        "preprocess_anat",
+        "estimate_fieldmap",
+        "preprocess_bold",
+        "transform_regions",
+    ),
     "glm": ("fit_glm", "import_betas"),
     "features": ("extract_features",),
     "rsa": ("compute_rdms", "compute_model_rdms", "import_model_rdms", "compare_rdms"),

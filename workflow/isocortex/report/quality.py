@@ -235,7 +235,11 @@ def figure_blocks(directory: Path | str) -> list[Any]:
     listing = directory / "figures.json"
     if not listing.is_file():
         raise InputError(f"{listing} is missing: run preprocessing of this subject again")
-    title = "Anatomy" if directory.name == "anat" else f"Run {run_name(directory)}"
+    title = f"Run {run_name(directory)}"
+    if directory.name == "anat":
+        title = "Anatomy"
+    elif "_fmapid-" in directory.name:
+        title = f"Fieldmap {directory.name.partition('_fmapid-')[2]}"
     blocks: list[Any] = [Heading(title)]
     for entry in _read_listing(listing):
         files = entry.get("files") or entry["file"]
