@@ -55,3 +55,14 @@ def test_a_changed_file_runs_what_reads_it(study, ending, expected):
         assert jobs(study) == expected
     finally:
         file.write_bytes(content)
+
+
+def test_the_confounds_metadata_count(study):
+    """CompCor's components are chosen by them."""
+    table = next(study.glob("derivatives/sub-*/func/*_desc-confounds_timeseries.tsv"))
+    beside = table.with_suffix(".json")
+    try:
+        beside.write_text("{}")
+        assert jobs(study) == {"fit_glm": 1}
+    finally:
+        beside.unlink()
