@@ -27,7 +27,7 @@ rule all:
         target_reports(),
         target_preprocess(),
         target_encoding(),
-        target_glm(),
+        beside_betas(),
 
 
 rule preprocess:

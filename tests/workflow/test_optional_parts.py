@@ -53,7 +53,7 @@ def test_contrasts_and_images_of_betas_are_made_where_asked_for(tmp_path):
     config = tiny.make(tmp_path)
     config["glm"] = {"contrasts": {"things": "thing"}, "nifti": True}
     tiny.write_config(tmp_path, config)
-    done = tiny.snakemake(tmp_path, "--dry-run", "glm")
+    done = tiny.snakemake(tmp_path, "--dry-run")
     assert done.returncode == 0, done.stderr
     for rule in ("fit_glm", "map_contrasts", "export_betas"):
         assert done.stdout.count(f"rule {rule}:") == 2
