@@ -20,7 +20,8 @@ class TrialModel:
     Attributes
     ----------
     nuisance : numpy.ndarray, shape (n_volumes, n_nuisance)
-        Orthonormal basis of drift, confounds and events that are no trials.
+        Orthonormal basis of drift, confounds, events that are no trials (with the response of the
+        config) and, once they are chosen, noise components.
     regressors : numpy.ndarray, shape (n_hrfs, n_volumes, n_trials)
         Of single trials.
     incidence : numpy.ndarray, shape (n_stimuli, n_trials)
