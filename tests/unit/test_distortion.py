@@ -10,12 +10,13 @@ from scipy import ndimage
 
 from isocortex.bids import Fieldmap
 from isocortex.errors import InputError
-from isocortex.fieldmaps_metadata import fieldmap_as_dict, fieldmap_from_dict
+from isocortex.fieldmaps_metadata import PhaseEncoding, fieldmap_as_dict, fieldmap_from_dict
 from isocortex.phantom.distortion import distorted_epi, phase_images, sinus_field
 from isocortex.preprocess import interfaces, resample_series
 from isocortex.preprocess.distortion import Distortion, place_field
+from isocortex.preprocess.distortion_workflow import FieldOfRun
 from isocortex.preprocess.fieldmaps import estimate_fieldmap
-from isocortex.preprocess.images import as_image, save_image
+from isocortex.preprocess.images import Timing, as_image, save_image
 from isocortex.preprocess.measured_field import (
     field_of_map,
     field_of_phases,
@@ -26,6 +27,7 @@ from isocortex.preprocess.measured_field import (
 from isocortex.preprocess.opposite_phase import opposite_field
 from isocortex.preprocess.spline_field import SplineField, smooth_field
 from isocortex.preprocess.transforms import grid_points, rigid_matrix
+from isocortex.preprocess.workflows import init_bold_wf
 from tests.unit import heads
 
 SIZE = 4.0
@@ -46,6 +48,10 @@ def moved(function, matrix):
     """The same in the pose that a matrix gives."""
     back = np.linalg.inv(matrix)
     return lambda points: function(points @ back[:3, :3].T + back[:3, 3])
+
+
+def constant(value):
+    return lambda points: np.full(points.shape[:-1], value)
 
 
 FIELD = sinus_field([0, -18, 8], peak=60.0)
@@ -351,6 +357,76 @@ def test_a_reference_is_placed_as_it_would_have_been_recorded():
     corners = np.array([[60, 60, 40], [-60, -90, 40], [0, 0, -30.0]]) + CENTRE
     gone = corners @ matrix[:3, :3].T + matrix[:3, 3] - corners
     assert np.linalg.norm(gone, axis=1).max() < 0.8
+
+
+def bold_workflow(distortion, **options):
+    return init_bold_wf(
+        timing=Timing(2.0, None, 2),
+        spaces=["T1w"],
+        resolution=3.0,
+        slice_timing=None,
+        interpolation="cubic",
+        dummy_scans=0,
+        fd_threshold=0.5,
+        dvars_threshold=1.5,
+        high_pass=128.0,
+        compcor=0.5,
+        series_gb=0.01,
+        seed=1,
+        distortion=distortion,
+        **options,
+    )
+
+
+def connections(workflow):
+    """Where the reference and the distortion of each node come from."""
+    return {
+        (target.name, name): source.name
+        for source, target, data in workflow._graph.edges(data=True)
+        for output, name in data["connect"]
+        if output in ("reference", "distortion") and source.name != "coregister"
+    }
+
+
+def test_the_run_s_workflow_takes_the_undistorted_reference_where_there_is_a_field(tmp_path):
+    for name in ("field.nii.gz", "reference.nii.gz"):
+        save_image(tmp_path / name, np.ones((4, 4, 4), np.float32), AFFINE)
+    given = FieldOfRun(
+        tmp_path / "field.nii.gz",
+        tmp_path / "reference.nii.gz",
+        kind="pepolar",
+        encoding=PhaseEncoding(1, -1, 0.03),
+        jacobian=False,
+    )
+    workflow = bold_workflow(given)
+    wired = connections(workflow)
+    assert wired[("coregister", "reference")] == "undistort_reference"
+    assert wired[("resample", "distortion")] == "undistort_reference"
+    assert wired[("figures", "recorded")] == "estimate_motion"
+    node = workflow.get_node("undistort_reference").inputs
+    assert (node.axis, node.sign, node.readout_time, node.modulate) == (1, -1, 0.03, False)
+
+
+def test_a_run_without_a_field_is_left_alone_and_says_why():
+    workflow = bold_workflow(None, distortion_note="the dataset has no fieldmap for it")
+    wired = connections(workflow)
+    assert wired[("coregister", "reference")] == "estimate_motion"
+    assert ("resample", "distortion") not in wired
+    assert workflow.get_node("figures").inputs.distortion == {
+        "distortion": "none",
+        "distortion_note": "the dataset has no fieldmap for it",
+    }
+
+
+def test_a_constant_field_moves_the_phantom_by_whole_voxels_and_loses_nothing():
+    intensity = truth()[0]
+    options = {"axis": 1, "sign": -1, "readout_time": READOUT, "spins": 2}
+    still = distorted_epi(head, constant(0.0), SHAPE, AFFINE, **options)
+    gone = distorted_epi(head, constant(3 / READOUT), SHAPE, AFFINE, **options)
+    np.testing.assert_allclose(gone[:, :-3], still[:, 3:], atol=1e-9)
+    assert still.sum() == pytest.approx(intensity.sum(), rel=1e-3)
+    bent = distorted_epi(head, FIELD, SHAPE, AFFINE, **options)
+    assert bent.sum() == pytest.approx(still.sum(), rel=1e-3)
 
 
 # --- the rule ------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from isocortex.fieldmaps_index import (
     OFF,
     add_fieldmaps,
     check_fieldmaps,
+    warn_of_unused,
     without_fieldmaps,
 )
 from isocortex.fieldmaps_metadata import echo_times, opposite_groups, phase_encoding, units_of
@@ -195,15 +196,18 @@ def test_a_run_without_a_fieldmap_says_so(tmp_path, caplog):
     off = without_fieldmaps({"01": subject})["01"]
     assert {run.no_fieldmap for run in off.runs} == {OFF}
     with caplog.at_level(logging.WARNING):
-        check_fieldmaps(off)
+        warn_of_unused({"01": off})
+        warn_of_unused({"01": subject})
     assert not caplog.records
 
 
 def test_a_fieldmap_that_is_meant_for_no_run_is_warned_of(tmp_path, caplog):
-    with caplog.at_level(logging.WARNING):
-        subject = index(tmp_path, phasediff({}))
+    subject = index(tmp_path, phasediff({}))
     assert [run.fieldmap for run in subject.runs] == ["", ""]
-    assert len(caplog.records) == 2
+    with caplog.at_level(logging.WARNING):
+        warn_of_unused({"01": subject})
+    assert len(caplog.records) == 1
+    assert "2 runs are not corrected" in caplog.text
     assert "no IntendedFor names the run" in caplog.text
 
 

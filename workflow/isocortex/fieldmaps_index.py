@@ -113,8 +113,24 @@ def check_fieldmaps(subject: Subject) -> None:
     for run in subject.runs:
         if run.fieldmap:
             phase_encoding(run.bold, bids.metadata(run.sidecars), bids.read_header(run.bold).shape)
-        elif run.no_fieldmap not in ("", OFF, NO_FIELDMAP):
-            logger.warning("%s is not corrected for distortion: %s", run.bold, run.no_fieldmap)
+
+
+def warn_of_unused(subjects: Mapping[str, Subject]) -> None:
+    """Say in one line how many runs have fieldmaps beside them that are not used, and why."""
+    unused = [
+        run
+        for subject in subjects.values()
+        for run in subject.runs
+        if run.no_fieldmap not in ("", OFF, NO_FIELDMAP)
+    ]
+    if unused:
+        first = unused[0]
+        logger.warning(
+            "%d runs are not corrected for distortion although there are fieldmaps; %s: %s",
+            len(unused),
+            first.bold,
+            first.no_fieldmap,
+        )
 
 
 def _listed(value: Any, key: str, path: Path) -> list[str]:

@@ -19,7 +19,12 @@ from isocortex.confound_strategy import parse_strategy
 from isocortex.derivatives import index_derivatives, made_by, on_mni152, parse_space
 from isocortex.errors import InputError
 from isocortex.feature_arrays import array_files, check_arrays
-from isocortex.fieldmaps_index import add_fieldmaps, check_fieldmaps, without_fieldmaps
+from isocortex.fieldmaps_index import (
+    add_fieldmaps,
+    check_fieldmaps,
+    warn_of_unused,
+    without_fieldmaps,
+)
 from isocortex.provenance import function_files
 
 TEMPLATE = "MNI152NLin2009aSym"
@@ -1038,6 +1043,7 @@ def check_inputs(study: Study) -> None:
     rates = [model["sampling"]["frame_rate"] for model in config["features"]["models"].values()]
     for path in study.stimuli.values():
         bids.check_stimulus(path, frame_rate=next(filter(None, rates), None))
+    warn_of_unused(study.subjects)
     if study.entry in ("bids", "derivatives"):
         known = study.stimuli or None
         for subject in study.subjects.values():
