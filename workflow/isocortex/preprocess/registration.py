@@ -32,7 +32,7 @@ from isocortex.preprocess.transforms import (
 logger = logging.getLogger(__name__)
 
 TEMPLATE = "MNI152NLin2009aSym"
-_BIAS_GRID = 6.0  # mm
+_BIAS_GRID = 8.0  # mm
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -110,7 +110,7 @@ def downsample(image: nib.Nifti1Image, resolution: float) -> nib.Nifti1Image:
 
 
 def correct_bias(image: nib.Nifti1Image, *, mask: np.ndarray | None = None) -> np.ndarray:
-    """Divide out the bias field (N4, on a grid of 6 mm).
+    """Divide out the bias field (N4, on a grid of 8 mm).
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ def correct_bias(image: nib.Nifti1Image, *, mask: np.ndarray | None = None) -> n
     values = np.maximum(np.asarray(image.dataobj, np.float32), 0)
     if mask is None:
         mask = foreground(values)
-    # the field is smooth: fitted at 6 mm, its logarithm is interpolated to the full grid
+    # the field is smooth: fitted at 8 mm, its logarithm is interpolated to the full grid
     top = np.percentile(values[mask], 99.8)
     small = downsample(as_image(np.minimum(values, top), image.affine), _BIAS_GRID)
     soft = downsample(as_image(mask.astype(np.float32), image.affine), _BIAS_GRID)
