@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 
 from isocortex import provenance, store
-from isocortex.glm.scratch import BLOCK_VOXELS, RunBlocks
+from isocortex.glm.scratch import RunBlocks
 from isocortex.jobs import working_folder
 
 _COLUMNS = (
@@ -63,7 +63,7 @@ def export_betas(
     Notes
     -----
     The table has what `isocortex.glm.betas.import_betas` reads: image and table can enter another
-    study as they are. Memory holds a block of voxels or a volume: the responses, which the store
+    study as they are. Memory holds a shard of the store or a volume: the responses, which the store
     has voxel by voxel, are turned on disk.
     """
     dataset = store.open(betas, "betas")
@@ -82,8 +82,9 @@ def export_betas(
     with working_folder("export", out) as scratch:
         # One block of all voxels: a trial's row is read at once.
         turned = RunBlocks(Path(scratch) / "trials", [n_trials], n_voxels, block_voxels=n_voxels)
-        for start in range(0, n_voxels, BLOCK_VOXELS):
-            part = slice(start, min(start + BLOCK_VOXELS, n_voxels))
+        width = store.shard_length("betas", (n_trials, n_voxels))
+        for start in range(0, n_voxels, width):
+            part = slice(start, min(start + width, n_voxels))
             turned.write_columns(0, part, dataset["beta"].isel(voxel=part).values)
         volumes = (_volume(turned.read_row(0, trial), inside, shape) for trial in range(n_trials))
         _write_image(
