@@ -124,12 +124,12 @@ def simulate(
     return Simulation(runs, data, np.concatenate(truth), np.array(hrf))
 
 
-def estimate(estimator, folder, runs, data, *, threads=1, level=500.0, **options):
+def estimate(estimator, folder, runs, data, *, threads=1, level=500.0, block_voxels=256, **options):
     """Return an estimator's `Estimates`, betas (n_trials, n_voxels) and residuals."""
-    series = ArraySeries(data, level=level)
+    series = ArraySeries(data, level=level, block_voxels=block_voxels)
     rows = [len(run.design.trials) for run in runs]
     beta, residual = (
-        RunBlocks(folder / name, n, series.n_voxels, block_voxels=128)
+        RunBlocks(folder / name, n, series.n_voxels, block_voxels=block_voxels)
         for name, n in (("beta", rows), ("residual", series.n_volumes))
     )
     found: Estimates = estimator(

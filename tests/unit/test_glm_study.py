@@ -39,6 +39,7 @@ def test_contrasts_are_of_conditions_that_the_events_have(config):
         ({"contrasts": {"a b": "thing"}}, r"a b"),
         ({"noise_model": "ar2"}, r"glm.noise_model is \"ar2\", but must be one of ols, ar1"),
         ({"estimator": "optimised", "noise_model": "ar1"}, r"glm.noise_model is .?ar1"),
+        ({"estimator": "optimised", "optimised": {"fractions": [1, 0.5]}}, r"do not ascend"),
     ],
 )
 def test_choices_that_there_are_not_are_refused(config, glm, message):

@@ -378,8 +378,8 @@ def test_same_bytes_whatever_the_threads_and_no_input_changed(tmp_path):
     found = simulate(n_voxels=150, n_responsive=80, shared=0.3, n_runs=2)
     kept = [values.copy() for values in found.data]
     found.data[0][:, 70] = np.nan
-    one = estimate(fit_optimised, tmp_path, found.runs, found.data)
-    two = estimate(fit_optimised, tmp_path, found.runs, found.data, threads=3)
+    one = estimate(fit_optimised, tmp_path, found.runs, found.data, block_voxels=64)
+    two = estimate(fit_optimised, tmp_path, found.runs, found.data, block_voxels=64, threads=3)
     for first, second in zip(one[1:], two[1:], strict=True):
         assert first.tobytes() == second.tobytes()
     assert np.isnan(one[1][:, 70]).all()
