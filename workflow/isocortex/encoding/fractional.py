@@ -11,14 +11,10 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from isocortex.encoding.ridge import Samples, Targets, choose_penalty, decompose, in_parallel
-
-BIG, SMALL, STEP = 1e4, 1e-2, 0.2
-"""Grid of penalties, as of fracridge: from the least eigenvalue x SMALL to the largest x BIG, in
-steps of the decimal logarithm."""
+from isocortex.fractional_ridge import check_fractions, penalty_grid
 
 ELEMENTS = 1 << 22  # coefficients of some targets: what a processor's cache holds
 
@@ -179,9 +175,7 @@ def plan_fractional(
     As fracridge does, lengths are computed on a grid of penalties, and log(1 + penalty) is
     interpolated in them, for every training set anew. Axes without variance take no part.
     """
-    wanted = tuple(float(fraction) for fraction in fractions)
-    if not wanted or wanted[0] <= 0 or wanted[-1] > 1 or (np.diff(wanted) <= 0).any():
-        raise ValueError(f"fractions {list(wanted)} do not ascend from above 0 to 1")
+    wanted = check_fractions(fractions)
     found = decompose(
         features,
         samples,
@@ -197,7 +191,7 @@ def plan_fractional(
             root_share = (test_counts / test_counts.sum()).sqrt()
             projection = projection * root_share[:, None]
             root_share, test_counts = root_share.to(dtype), test_counts.to(dtype)
-        grid = _grid(values)
+        grid = torch.from_numpy(penalty_grid(values.double().cpu().numpy())).to(values)
         # A component's coefficient is rotated x root(value) / (value + penalty)
         lengths = values / (values + grid[:, None]).square()
         return _Axes(
@@ -225,12 +219,3 @@ def plan_fractional(
         outer=outer,
         test_position=found.test_position,
     )
-
-
-def _grid(values: torch.Tensor) -> torch.Tensor:
-    """Penalties at which lengths are computed, ascending, the first 0."""
-    if not len(values):
-        return values.new_tensor([0.0, 1.0])
-    low, high = float(values.min()) * SMALL, float(values.max()) * BIG
-    steps = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)), STEP)
-    return torch.from_numpy(np.concatenate([[0.0], 10**steps])).to(values)
