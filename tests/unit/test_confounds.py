@@ -127,7 +127,7 @@ def test_every_compcor_equals_nipypes(made, prefix, name, label, tmp_path, monke
     assert (ours[:N_DUMMY] == 0).all()
     agree = np.abs(np.sum(ours[N_DUMMY:] * components, axis=0))
     np.testing.assert_allclose(agree, 1, atol=2e-3)
-    np.testing.assert_allclose(table.filter(like="cosine_")[N_DUMMY:], basis, atol=1e-9)
+    np.testing.assert_allclose(table.filter(like="cosine")[N_DUMMY:], basis, atol=1e-9)
     for number in range(components.shape[1]):
         entry = sidecar[f"{prefix}_{number:02d}"]
         assert (entry["Mask"], entry["Retained"]) == (label, True)
@@ -155,7 +155,7 @@ def test_columns_are_fmripreps(made):
         expected.append(f"{name}_derivative1_power2")
     expected += ["non_steady_state_outlier00", "non_steady_state_outlier01"]
     others = table.filter(
-        regex=r"^(motion_outlier\d\d|cosine_\d\d|edge_comp_\d\d|._comp_cor_\d\d)$"
+        regex=r"^(motion_outlier\d\d|cosine\d\d|edge_comp_\d\d|._comp_cor_\d\d)$"
     )
     assert sorted([*expected, *others.columns]) == sorted(table.columns)
     assert set(table.columns) <= set(sidecar)
@@ -168,7 +168,7 @@ def test_columns_are_fmripreps(made):
     power = step[:, :3].sum(axis=1) + 50 * step[:, 3:].sum(axis=1)
     np.testing.assert_allclose(table["framewise_displacement"][1:], power, rtol=1e-4)
     # nipype counts the constant among floor(2 x duration / period) of them
-    assert table.filter(like="cosine_").shape[1] == int(2 * (N - N_DUMMY) * TR / 100) - 1
+    assert table.filter(like="cosine").shape[1] == int(2 * (N - N_DUMMY) * TR / 100) - 1
 
 
 @pytest.mark.parametrize(

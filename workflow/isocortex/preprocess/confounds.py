@@ -239,7 +239,7 @@ def confounds_table(
     components = _components(decompositions, sidecar)
     columns |= {name: c for name, c in components.items() if "_comp_cor" in name}
     for number in range(cosines.shape[1]):
-        name = f"cosine_{number:02d}"
+        name = f"cosine{number:02d}"
         columns[name] = cosines[:, number]
         sidecar[name] = {"Description": "Discrete cosine of the high-pass filter."}
     columns |= indicator_columns(range(n_dummy), len(motion), "non_steady_state_outlier")
