@@ -7,9 +7,9 @@ import numpy as np
 
 from isocortex.glm.design import make_design, make_trials
 from isocortex.glm.estimators import Estimates
-from isocortex.glm.hrf_library import hrf_library
 from isocortex.glm.prepare import PreparedRun
 from isocortex.glm.scratch import RunBlocks
+from isocortex.hrf_library import hrf_library
 
 TR = 2.0
 N_HRFS = 20

@@ -20,10 +20,10 @@ from isocortex.glm.cross_validation import (
     shared_conditions,
 )
 from isocortex.glm.estimate import fit_trials
-from isocortex.glm.hrf_library import HRFLibrary, hrf_library
 from isocortex.glm.noise_components import find_noise_pool, pool_covariance, principal_components
 from isocortex.glm.optimised import fit_optimised
 from isocortex.glm.scratch import RunBlocks
+from isocortex.hrf_library import HRFLibrary, hrf_library
 from tests.unit.simulated_runs import (
     TR,
     ArraySeries,

@@ -29,12 +29,12 @@ from isocortex.glm.cross_validation import (
 )
 from isocortex.glm.estimate import RunModel
 from isocortex.glm.estimators import Estimates
-from isocortex.glm.hrf_library import HRFLibrary, hrf_library
 from isocortex.glm.noise_components import find_noise_pool, pool_covariance, principal_components
 from isocortex.glm.prepare import PreparedRun
 from isocortex.glm.scratch import RunBlocks
 from isocortex.glm.series import Series
 from isocortex.glm.trial_models import make_trial_model
+from isocortex.hrf_library import HRFLibrary, hrf_library
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def fit_optimised(
     series, runs, beta, residual, threads
         As every estimator has them. Nothing but these runs has a part in any choice.
     hrfs
-        Responses in the library (`isocortex.glm.hrf_library.hrf_library`).
+        Responses in the library (`isocortex.hrf_library.hrf_library`).
     noise_components_max
         Most noise components a run; 0 for none.
     noise_pool_r2

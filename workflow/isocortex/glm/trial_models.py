@@ -9,8 +9,8 @@ import numpy as np
 from isocortex.glm.cross_validation import Conditions
 from isocortex.glm.design import balanced
 from isocortex.glm.estimate import orthonormal
-from isocortex.glm.hrf_library import HRFLibrary
 from isocortex.glm.prepare import PreparedRun
+from isocortex.hrf_library import HRFLibrary
 
 
 @dataclass
