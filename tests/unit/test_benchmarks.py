@@ -17,7 +17,14 @@ KEYS = ["figure", "ours_s", "peer", "peer_s", "ratio", "max_abs_diff", "peak_mib
 
 @pytest.mark.parametrize(
     "figure",
-    ["crossnobis", "geodesic-twostep", "identification-grid", "dual-bootstrap-corr", "agtdm"],
+    [
+        "crossnobis",
+        "geodesic-twostep",
+        "identification-grid",
+        "dual-bootstrap-corr",
+        "agtdm",
+        "lss",
+    ],
 )
 def test_a_figure_is_one_json_line(figure, capsys):
     assert program.main([figure, "--small"]) == 0
@@ -25,7 +32,7 @@ def test_a_figure_is_one_json_line(figure, capsys):
     found = json.loads(line)
     assert list(found) == KEYS
     assert found["figure"] == figure
-    assert found["peer"].split()[0] in ("rsatoolbox", "networkx", "numpy")
+    assert found["peer"].split()[0] in ("rsatoolbox", "networkx", "numpy", "nilearn")
     assert found["max_abs_diff"] < 1e-9
     assert found["ratio"] == pytest.approx(found["peer_s"] / found["ours_s"], rel=1e-2)
 

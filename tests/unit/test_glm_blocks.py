@@ -1,6 +1,7 @@
 """The GLM in blocks of voxels: scratch files, scaling, averaged repeats and halves."""
 
 import json
+import tracemalloc
 
 import nibabel as nib
 import numpy as np
@@ -254,3 +255,36 @@ def test_methods_say_what_was_done(study, options, said):
     betas = fitted(study, **options)
     assert said in betas.attrs["methods"]
     assert betas.attrs["noise_model"] == options.get("noise_model", "ols")
+
+
+def test_memory_does_not_grow_with_the_brain(tmp_path):
+    """Four times the voxels: what is kept of each is a few numbers, no series."""
+    peaks = []
+    for depth in (10, 40):
+        folder = tmp_path / str(depth)
+        folder.mkdir()
+        shape, length = (40, 40, depth), 40
+        rng = np.random.default_rng(0)
+        save_bold(folder / "bold.nii", rng.integers(400, 600, (*shape, length), dtype=np.int16))
+        nib.Nifti1Image(np.ones(shape, np.uint8), AFFINE).to_filename(folder / "mask.nii")
+        (folder / "bold.json").write_text(json.dumps({"RepetitionTime": TR}))
+        events = {"onset": [4, 24, 44], "duration": 1.0, "trial_type": "a", "stim_file": "a.png"}
+        pd.DataFrame(events).to_csv(folder / "events.tsv", sep="\t", index=False)
+        tracemalloc.start()
+        fit_glm(
+            bold=[folder / "bold.nii"],
+            mask=[folder / "mask.nii"],
+            sidecar=[folder / "bold.json"],
+            events=[folder / "events.tsv"],
+            runs=[{"session": None, "run": "1"}],
+            out=folder / "betas.zarr",
+            subject="01",
+            task="t",
+            space="T1w",
+            confound_columns="none",
+        )
+        peaks.append(tracemalloc.get_traced_memory()[1] / 2**20)
+        tracemalloc.stop()
+    per_voxel = (peaks[1] - peaks[0]) * 2**20 / (40 * 40 * 30)
+    # The series in double precision would be 320 bytes a voxel, and 160 more of residuals
+    assert per_voxel < 160, peaks

@@ -172,6 +172,14 @@ def fit_glm(
             RunBlocks(Path(scratch) / name, n, series.n_voxels, block_voxels=series.blocks[0].stop)
             for name, n in (("beta", rows), ("residual", series.n_volumes))
         )
+        for run in prepared:
+            log.info(
+                "%s: %d trials, %d regressors, %d volumes",
+                run.name,
+                len(run.design.trials),
+                len(run.design.names),
+                len(run.design.frame_times),
+            )
         parts = [
             fit(
                 series.select(half),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from isocortex import parallel
 from isocortex.errors import InputError
 from isocortex.glm.images import open_image, read_volume_groups
 from isocortex.glm.scratch import RunBlocks, give_back_freed_memory
+
+log = logging.getLogger(__name__)
 
 REASONS = ("nan", "constant", "negative")
 """Why a voxel of a run cannot be fitted; the first counts."""
@@ -82,6 +85,7 @@ class Series:
         self._runs = list(range(len(bold)))
         for run, path in enumerate(bold):
             self._copy(run, Path(path), mask)
+            log.info("run %d of %d read: %d volumes", run + 1, len(bold), lengths[run])
         with parallel.dask_workers(threads):
             dask.compute([dask.delayed(self._check)(part) for part in self.blocks])
 
