@@ -3,6 +3,7 @@
 from isocortex.preprocess import preprocess_bold
 from isocortex.provenance import job_log
 
+FIELD = ("field", "field_reference")
 ANATOMY = ("t1w", "mask", "dseg", "gm", "wm", "csf", "to_template")
 
 if __name__ == "__main__":
@@ -11,9 +12,9 @@ if __name__ == "__main__":
         preprocess_bold(
             snakemake.input.bold,
             sidecars=list(snakemake.input.get("sidecars", [])),
-            # none for a subject without a T1w
+            # no anatomy for a subject without a T1w, no field for a run without one
             anatomy={name: snakemake.input[name] for name in ANATOMY if snakemake.input.get(name)},
-            fieldmap=[*snakemake.input.field, *snakemake.input.field_reference],
+            fieldmap=[snakemake.input[name] for name in FIELD if snakemake.input.get(name)],
             distortion=snakemake.params.distortion,
             subject=snakemake.wildcards.subject,
             run=snakemake.wildcards.run,
