@@ -22,7 +22,7 @@ from isocortex.errors import InputError
 from isocortex.report import ReportOptions, report_study, report_subject
 from isocortex.report.methods import methods_blocks
 from isocortex.report.page import interval, number, p_value
-from isocortex.report.subject import trial_z
+from isocortex.report.subject_glm import trial_z
 
 
 def _helpers():

@@ -153,6 +153,21 @@ def backdrop(grid: Grid, anatomy: Mapping[str, Path | str] | None = None) -> Bac
     return Backdrop(data, image.affine, "the silhouette of the analysed voxels")
 
 
+class Grounds:
+    """Backdrops by space and grid, made once."""
+
+    def __init__(self, anatomy: Mapping[str, Path | str] | None) -> None:
+        self.anatomy = anatomy
+        self.made: dict[tuple[Any, ...], Backdrop] = {}
+
+    def of(self, grid: Grid) -> Backdrop:
+        """Return the anatomy to draw on, see `backdrop`."""
+        key = (grid.space, grid.shape, grid.affine.tobytes())
+        if key not in self.made:
+            self.made[key] = backdrop(grid, self.anatomy)
+        return self.made[key]
+
+
 def _to_grey(data: np.ndarray) -> np.ndarray:
     data = np.nan_to_num(data)
     inside = data > 0.1 * np.percentile(data[data > 0], 98)

@@ -6,8 +6,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from isocortex import provenance
+import xarray as xr
+
+from isocortex import provenance, store
+from isocortex.errors import InputError
 from isocortex.report.page import Table
+
+
+def own_store(path: Path | str, spec: str, subject: str) -> xr.Dataset:
+    """Open a store that must be one subject's.
+
+    Raises
+    ------
+    InputError
+        If it is another's.
+    """
+    dataset = store.open(path, spec)
+    if str(dataset.attrs["subject"]) != subject:
+        raise InputError(
+            f"{path} belongs to subject {dataset.attrs['subject']}, not {subject}: give the "
+            "subject's own store"
+        )
+    return dataset
 
 
 def manifest_of(path: Path | str) -> Path:
