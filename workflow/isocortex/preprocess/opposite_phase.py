@@ -24,7 +24,9 @@ logger = logging.getLogger(__name__)
 
 # distance of knots, full width of the smoothing, voxel size (mm), Gauss-Newton steps
 _LEVELS = ((40.0, 12.0, 6.0, 6), (24.0, 8.0, 5.0, 6), (15.0, 5.0, 3.5, 5), (9.0, 3.0, 2.5, 4))
-_BENDING = 4.0  # against the mean square difference of the images, for displacements in mm
+# against the mean square difference of the images, for displacements in mm: second derivatives,
+# and the displacements themselves, which nothing else holds where there is no signal
+_BENDING, _HOLD = 4.0, 2e-3
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,11 @@ def _fit_level(
             parts.append((value * bright, scale * along * bright, scale * value))
         return tuple(one - two for one, two in zip(*parts, strict=True))
 
+    def roughness(values: np.ndarray) -> np.ndarray:
+        return spline.bend(values) + _HOLD * spline.hold(values)
+
     def cost(residual: np.ndarray, values: np.ndarray, weight: float) -> float:
-        return float((share * residual**2).sum() + weight * np.vdot(values, spline.bend(values)))
+        return float((share * residual**2).sum() + weight * np.vdot(values, roughness(values)))
 
     residual, by_field, by_slope = state(coefficients)
     for _ in range(iterations):
@@ -136,10 +141,10 @@ def _fit_level(
         def apply(step: np.ndarray, a=a, c=c, weight=weight, ridge=ridge) -> np.ndarray:
             change = share * (a * spline.expand(step) + c * spline.expand(step, slope=2))
             found = spline.gather(a * change) + spline.gather(c * change, slope=2)
-            return found + weight * spline.bend(step) + ridge * step
+            return found + weight * roughness(step) + ridge * step
 
         right = -spline.gather(share * a * residual) - spline.gather(share * c * residual, slope=2)
-        right -= weight * spline.bend(coefficients)
+        right -= weight * roughness(coefficients)
         diagonal = diagonal + 3e-2 * diagonal.max()
         step = solve(apply, right, diagonal, iterations=30, tolerance=3e-2)
         for _ in range(5):
