@@ -8,7 +8,8 @@ from isocortex.glm.estimate import RunFit, fit_run, stimulus_z
 from isocortex.glm.export import export_betas
 from isocortex.glm.fit import fit_glm
 from isocortex.glm.images import intersect_masks, open_image, read_series
-from isocortex.glm.noise_ceiling import estimate_noise_ceiling
+from isocortex.glm.noise_ceiling import describe_repeats, estimate_noise_ceiling
+from isocortex.glm.optimised import fit_optimised
 from isocortex.glm.timeseries import clean_bold, import_timeseries
 
 __all__ = [
@@ -17,10 +18,12 @@ __all__ = [
     "Trial",
     "choose_confounds",
     "clean_bold",
+    "describe_repeats",
     "estimate_noise_ceiling",
     "export_betas",
     "find_stimulus_column",
     "fit_glm",
+    "fit_optimised",
     "fit_run",
     "import_betas",
     "import_timeseries",
