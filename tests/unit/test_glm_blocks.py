@@ -1,5 +1,6 @@
 """The GLM in blocks of voxels: scratch files, scaling, averaged repeats and halves."""
 
+import errno
 import json
 import tracemalloc
 
@@ -100,6 +101,16 @@ def test_blocks_give_back_what_was_written(tmp_path):
     expected = runs[0].copy()
     expected[:, 6:8] = 0
     np.testing.assert_array_equal(blocks.read(0, slice(0, 23)), expected)
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    blocks = RunBlocks(tmp_path / "x", [300], 10_000)
+    with pytest.raises(InputError, match=r"no space left for a scratch file of 11 MiB.*TMPDIR"):
+        blocks.write(0, slice(0, 10_000), np.zeros((1, 10_000)))
 
 
 def test_blocks_are_narrower_where_runs_are_long():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +15,7 @@ import dask.array as da
 import numpy as np
 
 from isocortex import store
+from isocortex.errors import InputError
 
 BLOCK_VOXELS = 4096
 _BLOCK_VALUES = 1 << 23
@@ -66,6 +68,7 @@ class RunBlocks:
         self.block_voxels = width
         self._first = np.concatenate([[0], np.cumsum(n_rows)]).astype(int)
         self._runs = list(range(len(n_rows)))
+        self._path = Path(path)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         os.ftruncate(self._file, int(self._first[-1]) * self.n_voxels * self.dtype.itemsize)
         self._close = weakref.finalize(self, os.close, self._file)
@@ -137,7 +140,16 @@ class RunBlocks:
     def _put(self, values: np.ndarray, position: int) -> None:
         data = memoryview(values).cast("B") if values.size else b""
         while data:
-            done = os.pwrite(self._file, data, position)
+            try:
+                done = os.pwrite(self._file, data, position)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                size = int(self._first[-1]) * self.n_voxels * self.dtype.itemsize >> 20
+                raise InputError(
+                    f"{self._path.parent} has no space left for a scratch file of {size} MiB: free "
+                    "some, or name another folder in TMPDIR (or the rule's resource tmpdir)"
+                ) from None
             data, position = data[done:], position + done
 
     def _read(self, runs: Iterable[int], part: slice) -> np.ndarray:
