@@ -198,6 +198,25 @@ def test_cosines_of_the_table_and_of_the_drift_are_taken_once(made, high_pass, n
         np.testing.assert_allclose(residual, 0, atol=1e-8)
 
 
+@pytest.mark.parametrize("n_dummy", [1, 8])
+@pytest.mark.parametrize("n", [100, 600])
+def test_cosines_that_begin_after_dummy_volumes_leave_a_sound_design(n, n_dummy):
+    """They are nearly the drift's: beside it they would make the matrix singular."""
+    time = np.arange(n - n_dummy) + 0.5
+    columns = {
+        f"cosine{k:02d}": np.r_[np.zeros(n_dummy), np.cos(np.pi * (k + 1) * time / time.size)]
+        for k in range(int(2 * time.size * TR / 128))
+    }
+    for k in range(n_dummy):
+        columns[f"non_steady_state_outlier{k:02d}"] = (np.arange(n) == k).astype(float)
+    frame = pd.DataFrame(columns)
+    design = make_design([], no_events(), n_volumes=n, tr=TR, confounds=frame)
+    assert np.linalg.cond(design.matrix / np.linalg.norm(design.matrix, axis=0)) < 10
+    # what they span is still taken out but for a trifle
+    left = frame - design.matrix @ np.linalg.lstsq(design.matrix, frame, rcond=None)[0]
+    assert (np.linalg.norm(left, axis=0) < 0.05 * np.linalg.norm(frame, axis=0)).all()
+
+
 def test_components_by_variance_explained(made):
     def chosen(wanted):
         return [c for c in read_confounds(f"{made}.tsv", wanted, n_volumes=N)[0] if "comp_cor" in c]

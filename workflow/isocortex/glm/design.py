@@ -21,6 +21,7 @@ from nilearn.glm.first_level.hemodynamic_models import (
 from nilearn.signal import create_cosine_drift
 
 from isocortex.bids import STIMULUS_COLUMNS
+from isocortex.confound_strategy import OUTLIERS
 from isocortex.errors import InputError
 
 EARLIEST_ONSET = -24.0
@@ -28,6 +29,8 @@ EARLIEST_ONSET = -24.0
 
 _MISSING = {"", "n/a", "nan", "NaN", "NA"}
 _RANK_TOLERANCE = 1e-7
+_OWN_SHARE = 0.05
+"""A cosine of the confounds of whose norm the drift leaves less than this is in the drift."""
 _DERIVATIVES = {
     ("glover", "derivative"): glover_time_derivative,
     ("glover", "dispersion"): glover_dispersion_derivative,
@@ -360,15 +363,22 @@ def make_design(
 def _beyond_drift(
     confounds: pd.DataFrame, frame_times: np.ndarray, *, high_pass: float
 ) -> pd.DataFrame:
-    """Return confounds without those of their cosines that the drift has, too."""
-    basis = np.linalg.qr(create_cosine_drift(high_pass, frame_times))[0]
+    """Return confounds without those of their cosines that the drift has, too.
+
+    A table's cosines begin after volumes that were not steady: they are then not quite the
+    drift's, but so nearly spanned by them that in a long run no estimate would be left.
+    """
+    indicators = [name for name in confounds if str(name).startswith(OUTLIERS)]
+    drift = create_cosine_drift(high_pass, frame_times)
+    basis = np.linalg.qr(np.c_[drift, confounds[indicators].to_numpy(float)])[0]
     twice = []
     for name in (name for name in confounds if str(name).startswith("cosine")):
         column = confounds[name].to_numpy(float)
         rest = column - basis @ (basis.T @ column)
-        # tables give some digits only
-        if np.linalg.norm(rest) < 1e-4 * np.linalg.norm(column):
+        if np.linalg.norm(rest) < _OWN_SHARE * np.linalg.norm(column):
             twice.append(name)
+        else:
+            basis = np.c_[basis, rest / np.linalg.norm(rest)]
     return confounds.drop(columns=twice)
 
 
