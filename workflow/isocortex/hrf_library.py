@@ -16,7 +16,8 @@ from scipy.special import gammainc
 PEAKS = (3.5, 8.0)
 """Time to peak of the first and the last response to an impulse, s."""
 WIDTHS = (4.0, 7.0)
-"""Their full width at half maximum, s; at the canonical peak of 5 s the width is 5 s."""
+"""Their width, s: the full width at half maximum of a normal density with the same curvature at the
+peak (the undershoot narrows the response by some percent); 5 s at the canonical peak of 5 s."""
 CANONICAL_PEAK = 5.0
 """Time to peak of a library of one, whose width is the same, s."""
 UNDERSHOOT = 0.35
@@ -38,7 +39,7 @@ class HRFLibrary:
     Attributes
     ----------
     peak, width : numpy.ndarray, shape (n_hrfs,)
-        Time to peak and full width at half maximum of the response to an impulse, s.
+        Time to peak and width (see `WIDTHS`) of the response to an impulse, s.
     """
 
     peak: np.ndarray
