@@ -70,7 +70,7 @@ class Distortion:
             float32 (n,): add it to the raw array's index on axis `axis`. Beyond the field's grid
             the value at its edge holds.
         """
-        return _at(self.voxels, self.affine, points)
+        return values_at(self.voxels, self.affine, points)
 
     def jacobian(self, points: np.ndarray) -> np.ndarray:
         """Factor (n,) by which resampled values are multiplied: 1 + d shift / d voxel.
@@ -81,7 +81,7 @@ class Distortion:
         if not self.modulate or self.field.shape[self.axis] < 2:
             return np.ones(len(points), np.float32)
         slope = np.gradient(self.voxels, axis=self.axis)
-        return _at(np.maximum(1 + slope, 0), self.affine, points)
+        return values_at(np.maximum(1 + slope, 0), self.affine, points)
 
     def correct(self, volume: np.ndarray) -> np.ndarray:
         """Undistort one volume (x, y, z) on the run's grid, in the reference's pose."""
@@ -176,7 +176,7 @@ def _as_recorded(
     source = points
     for _ in range(8):
         # where the signal that is recorded here came from
-        source = points - _at(hertz, field.affine, source)[:, None] * along
+        source = points - values_at(hertz, field.affine, source)[:, None] * along
     # slope of the displacement along its own direction
     back = np.linalg.inv(field.affine[:3, :3]) @ along
     slopes = [
@@ -185,12 +185,12 @@ def _as_recorded(
     slope = sum(b * part for b, part in zip(back, slopes, strict=True))
     values = np.asarray(reference.dataobj, np.float32)
     found = resample_volume(values, reference.affine, source, field.shape, order=1)
-    bright = _at(slope, field.affine, source).reshape(field.shape)
+    bright = values_at(slope, field.affine, source).reshape(field.shape)
     return found / np.maximum(1 + bright, 0.3)
 
 
-def _at(values: np.ndarray, affine: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Linear interpolation that holds the edge's value beyond the grid."""
+def values_at(values: np.ndarray, affine: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Values (n,) at points (n, 3) in mm, linear, those of the edge beyond the grid."""
     to_index = np.linalg.inv(affine)
     index = (points @ to_index[:3, :3].T + to_index[:3, 3]).T
     return map_coordinates(values, index, order=1, mode="nearest", output=np.float32)

@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from isocortex.errors import InputError
 from isocortex.preprocess import registration
-from isocortex.preprocess.distortion import Distortion, place_field
+from isocortex.preprocess.distortion import Distortion, place_field, values_at
 from isocortex.preprocess.figures.distortion import fieldmap_figures
 from isocortex.preprocess.images import as_image, clean_affine, open_image, read_values
 from isocortex.preprocess.interfaces.base import Interface, values_of
@@ -160,20 +160,12 @@ class UndistortReference(Interface):
             "sign": given.sign,
             "total_readout_time": given.readout_time,
         }
-        matrix = place_field(
-            nib.load(given.field),
-            nib.load(given.field_reference),
-            image,
-            seed=given.seed,
-            **encoding,
-        )
         field = nib.load(given.field)
+        matrix = place_field(
+            field, nib.load(given.field_reference), image, seed=given.seed, **encoding
+        )
         points = grid_points(image.shape, image.affine) @ matrix[:3, :3].T + matrix[:3, 3]
-        to_index = np.linalg.inv(field.affine)
-        index = (points @ to_index[:3, :3].T + to_index[:3, 3]).T
-        there = ndimage.map_coordinates(
-            values_of(given.field), index, order=1, mode="nearest", output=np.float32
-        ).reshape(image.shape)
+        there = values_at(values_of(given.field), field.affine, points).reshape(image.shape)
         distortion = Distortion(there, image.affine, modulate=given.modulate, **encoding)
         corrected = distortion.correct(values)
         self._results["reference"] = self._keep(
