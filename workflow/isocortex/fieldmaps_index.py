@@ -113,6 +113,13 @@ def check_fieldmaps(subject: Subject) -> None:
     for run in subject.runs:
         if run.fieldmap:
             phase_encoding(run.bold, bids.metadata(run.sidecars), bids.read_header(run.bold).shape)
+        elif run.no_fieldmap == NO_FIELDMAP:
+            source = bids.metadata(run.sidecars).get("B0FieldSource")
+            if source:
+                raise InputError(
+                    f"B0FieldSource of {run.bold} is {source!r}, but there is no fieldmap in fmap/: "
+                    "restore it, or set preprocess.distortion.correct to false"
+                )
 
 
 def warn_of_unused(subjects: Mapping[str, Subject]) -> None:
