@@ -4,7 +4,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from isocortex.preprocess.registration import load_template, tissue_classes
+from isocortex.preprocess.registration import load_template
+from isocortex.preprocess.tissues import tissue_classes
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from nipype.interfaces.base import (
 )
 
 from isocortex.errors import InputError
-from isocortex.preprocess import registration
+from isocortex.preprocess import registration, tissues
 from isocortex.preprocess.images import as_image, read_anatomy
 from isocortex.preprocess.interfaces.base import Interface
 from isocortex.preprocess.normalisation import normalisation_quality
@@ -98,7 +98,7 @@ class BrainExtraction(Interface):
         head = nib.load(self.inputs.in_file)
         registration.make_deterministic(self.inputs.seed)
         matrix = registration.align_head_to_template(head, seed=self.inputs.seed)
-        mask, _ = registration.brain_mask(head, matrix, seed=self.inputs.seed)
+        mask, _ = tissues.brain_mask(head, matrix, seed=self.inputs.seed)
         litres = mask.sum() * abs(np.linalg.det(head.affine[:3, :3])) / 1e6
         logger.info("brain mask: %.2f l", litres)
         if not 0.4 < litres < 3.0:
@@ -168,7 +168,7 @@ class TissueClasses(Interface):
 
     def _run_interface(self, runtime):
         head = nib.load(self.inputs.in_file)
-        labels, probabilities = registration.tissue_classes(
+        labels, probabilities = tissues.tissue_classes(
             head,
             np.asarray(nib.load(self.inputs.mask).dataobj) > 0,
             read_transforms(self.inputs.from_template),
