@@ -227,7 +227,7 @@ TARGET = BOLD.format(1) + ".nii.gz"
     [
         ({BOLD.format(1): ENCODED | {"B0FieldSource": "gone"}} | phasediff({}), "'gone', but"),
         ({BOLD.format(1): ENCODED | {"B0FieldSource": ["a", "b"]}} | phasediff({}), "names a, b"),
-        ({BOLD.format(1): ENCODED | {"B0FieldSource": "gone"}}, "no fieldmap in fmap/"),
+        ({BOLD.format(1): ENCODED | {"B0FieldSource": "gone"}}, "no image in fmap/"),
         (phasediff({"IntendedFor": 3}), "IntendedFor is 3"),
         (
             phasediff({"IntendedFor": TARGET})

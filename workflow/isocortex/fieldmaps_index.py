@@ -117,7 +117,7 @@ def check_fieldmaps(subject: Subject) -> None:
             source = bids.metadata(run.sidecars).get("B0FieldSource")
             if source:
                 raise InputError(
-                    f"B0FieldSource of {run.bold} is {source!r}, but there is no fieldmap in fmap/: "
+                    f"B0FieldSource of {run.bold} is {source!r}, but there is no image in fmap/: "
                     "restore it, or set preprocess.distortion.correct to false"
                 )
 
