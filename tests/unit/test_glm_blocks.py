@@ -218,7 +218,6 @@ def test_averaged_repeats_are_the_means_of_betas(study):
 @pytest.mark.parametrize(
     "options",
     [
-        {},
         {"estimator": "lss", "scaling": "session"},
         {"noise_model": "ar1", "scaling": "session", "repeats": "average"},
     ],
@@ -257,7 +256,6 @@ def test_one_run_has_no_halves(study):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"estimator": "lss"}, "one regressor for all other trials of the run (least squares"),
         ({"estimator": "lss", "lss_others": "condition"}, "the other trials of each condition"),
         ({"noise_model": "ar1"}, "autoregressive noise of first order"),
     ],
