@@ -196,6 +196,20 @@ def test_a_bad_refinement_is_refused(name):
     np.testing.assert_array_equal(found.matrix, start)
 
 
+def test_seed_of_zero_is_a_seed():
+    """ANTs starts from the clock then."""
+    fixed, moving = reg.load_template(6.0), reg.load_template(6.0, "GM")
+    options = {"aff_iterations": (10,), "aff_shrink_factors": (1,), "aff_smoothing_sigmas": (0,)}
+    found = [
+        reg.linear_part(
+            reg.register(fixed, moving, "Rigid", seed=0, aff_random_sampling_rate=0.2, **options)[0]
+        )
+        for _ in range(2)
+    ]
+    np.testing.assert_array_equal(*found)
+    assert np.abs(found[0] - np.eye(4)).max() > 1e-3
+
+
 def test_coregistration_says_what_it_took(tmp_path):
     s = subject()
     flat = np.where(s.inside, 700, 0) + np.random.default_rng(2).normal(0, 5, s.inside.shape)

@@ -33,12 +33,14 @@ logger = logging.getLogger(__name__)
 
 TEMPLATE = "MNI152NLin2009aSym"
 _BIAS_GRID = 8.0  # mm
+_SEED_FOR_ZERO = 2**31 - 1
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def make_deterministic(seed: int) -> None:
     """Let ANTs give the same bytes each time in this process; costs it its threads."""
-    ants.config.set_ants_deterministic(on=True, seed_value=int(seed))
+    # ANTs takes a seed of 0 for the clock
+    ants.config.set_ants_deterministic(on=True, seed_value=int(seed) or _SEED_FOR_ZERO)
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
 
 
