@@ -65,8 +65,9 @@ class Coregister(Interface):
         soft = as_image(inside.astype(np.float32), t1w_mask.affine)
         self._results["quality"] = {
             "coregistration_accepted": "bbr" if found.accepted else "mi",
-            "coregistration_cost_before": found.cost_before,
-            "coregistration_cost_after": found.cost_after,
+            # none where the run holds too little of the boundary
+            "coregistration_cost_before": _or_none(found.cost_before),
+            "coregistration_cost_after": _or_none(found.cost_after),
             "coregistration_moved_mm": found.moved_mm,
             "dice_t1w_mask": dice(registration.warp(soft, back, reference) > 0.5, mask),
         }
@@ -151,6 +152,10 @@ class NormaliseReference(Interface):
         ):
             self._results[name] = self._keep(runtime, f"{name}.nii.gz", values, reference.affine)
         return runtime
+
+
+def _or_none(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def _plain_reference(path: str) -> tuple[nib.Nifti1Image, np.ndarray, np.ndarray]:
