@@ -11,7 +11,7 @@ from isocortex.preprocess.resampling import resample_series
 from isocortex.preprocess.transforms import centre_of_grid, grid_points, rigid_parameters
 
 STEM = "sub-01_task-objectcategories_run-1"
-N_VOLUMES = 16
+N_VOLUMES = 12
 
 
 def displacement(matrices, centre):

@@ -70,7 +70,7 @@ def test_motion_is_recovered(affine):
 
 @cache
 def phantom_run():
-    return make_phantom_run(voxel_size=4.0, n_volumes=20)
+    return make_phantom_run(voxel_size=4.0, n_volumes=14)
 
 
 def test_motion_of_the_phantom_is_within_a_twentieth_of_a_millimetre_and_degree():

@@ -15,9 +15,9 @@ _FEWEST = 5  # voxels along an axis, below which ITK's sampling has no gradient 
 class AntsAligner:
     """Aligns volumes to one reference by ANTs' rigid registration, reproducible to the byte.
 
-    The metric is mutual information over half of the mask's voxels; each volume starts from the
-    centres of mass, on its own. One resolution, hardly smoothed: ANTs' own `motion_correction`
-    smooths more and stops sooner, and its poses scatter more from volume to volume.
+    The metric is mutual information over a quarter of the mask's voxels; each volume starts from
+    the centres of mass, on its own. Three rounds at full resolution, as ITK's optimiser stops a
+    tenth of a degree short in one.
 
     Parameters
     ----------
@@ -73,9 +73,9 @@ class AntsAligner:
             seed=self._seed,
             fixed_mask=self._mask,
             aff_metric="mattes",
-            aff_iterations=(60,),
-            aff_shrink_factors=(1,),
-            aff_smoothing_sigmas=(0.5,),
-            aff_random_sampling_rate=0.5,
+            aff_iterations=(60, 60, 60),
+            aff_shrink_factors=(1, 1, 1),
+            aff_smoothing_sigmas=(1, 1, 0.5),
+            aff_random_sampling_rate=0.25,
         )
         return linear_part(chain)
