@@ -1016,6 +1016,18 @@ def subject_manifests(kind):
     return manifests
 
 
+def subject_contrasts(wildcards):
+    """Return the folders of one subject's contrast maps, over tasks, where they are asked for."""
+    if not CONFIG["glm"]["contrasts"] or not has_betas():
+        return []
+    own = STUDY.subjects[wildcards.subject].tasks()
+    return [contrast_maps(wildcards.subject, t) for t in own if t in STUDY.trial_tasks]
+
+
+def subject_contrasts_manifests(wildcards):
+    return manifests_of(subject_contrasts(wildcards))
+
+
 def subject_regions(name):
     """Return an input function: a file of one subject's regions, over tasks."""
 
@@ -1066,11 +1078,19 @@ def preprocess_manifests(subject):
     ]
 
 
+def fieldmap_manifests(subject):
+    """Return the manifests of a subject's fieldmaps, whose pictures its report shows."""
+    fieldmaps = STUDY.subjects[subject].fieldmaps if ENTRY == "bids" else {}
+    return [fmap("manifest.json", subject, part.stem) for part in fieldmaps.values()]
+
+
 def subject_plain_manifests(wildcards):
     """Return the manifests of one subject's results that are not stores."""
-    return preprocess_manifests(wildcards.subject) + subject_regions("manifest.json")(
-        wildcards
-    )
+    return [
+        *preprocess_manifests(wildcards.subject),
+        *fieldmap_manifests(wildcards.subject),
+        *subject_regions("manifest.json")(wildcards),
+    ]
 
 
 def confounds_of(subject):

@@ -3,6 +3,8 @@ rule report_subject:
     input:
         betas=ancient(subject_stores("betas")),
         betas_manifests=subject_manifests("betas"),
+        contrasts=ancient(subject_contrasts),
+        contrasts_manifests=subject_contrasts_manifests,
         rdms=ancient(subject_stores("rdms")),
         rdms_manifests=subject_manifests("rdms"),
         searchlight=ancient(subject_stores("searchlight")),

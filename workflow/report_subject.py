@@ -11,6 +11,7 @@ if __name__ == "__main__":
             figures=list(snakemake.input.get("figures", [])),
             confounds=list(snakemake.input.get("confounds", [])),
             betas=list(snakemake.input.get("betas", [])),
+            contrasts=list(snakemake.input.get("contrasts", [])),
             regions=list(snakemake.input.get("regions", [])),
             region_labels=list(snakemake.input.get("region_labels", [])),
             rdms=list(snakemake.input.get("rdms", [])),

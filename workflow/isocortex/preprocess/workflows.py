@@ -280,6 +280,9 @@ def init_bold_wf(
             dvars_threshold=dvars_threshold,
             settings={
                 "slice_timing": slice_timing if slice_timing and timing.slice_times else "none",
+                "slice_timing_note": "the sidecar has no SliceTiming"
+                if timing.slice_times is None
+                else ("" if slice_timing else "preprocess.slice_timing is false"),
                 "interpolation": interpolation,
                 "motion_method": motion_method,
             },

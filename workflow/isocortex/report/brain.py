@@ -305,7 +305,8 @@ def mosaic(
         axes.text(
             column * width + width / 2,
             (row + 1) * height - 1,
-            f"z {z:+.0f}".replace("-", "−"),
+            # without the sign of a rounded zero
+            f"z {round(z):+d}".replace("-", "−"),
             ha="center",
             va="bottom",
             fontsize=7,

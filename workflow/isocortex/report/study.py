@@ -339,6 +339,7 @@ def report_study(
                     stimuli or {},
                     choices,
                     absence_rows(left_out, entry) if subjects else [],
+                    manifests,
                 ),
             ),
         ]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from isocortex.fieldmaps_index import NO_FIELDMAP, OFF
 from isocortex.report.options import ReportOptions
 from isocortex.report.page import (
     Paragraph,
@@ -16,6 +17,12 @@ from isocortex.report.page import (
     count,
     join,
 )
+from isocortex.report.processing import (
+    coregistration_refused,
+    coregistration_text,
+    normalisation_text,
+)
+from isocortex.report.study_quality import read_anatomy_quality, read_run_quality
 from isocortex.report.wording import (
     voxel_reason,
 )
@@ -27,6 +34,7 @@ def flags_section(
     stimuli: Mapping[str, Path | str],
     choices: ReportOptions,
     left_out: Sequence[Sequence[str]] = (),
+    manifests: Sequence[Path | str] = (),
 ) -> list[Any]:
     """Collect what is absent or needs care, out of the stores themselves.
 
@@ -42,11 +50,14 @@ def flags_section(
         Options of the report.
     left_out
         Parts that the report leaves out, with the reason.
+    manifests
+        Those of preprocessed anatomies and runs hold what of them needs a look.
     """
     rows: list[list[str]] = [
         ["Excluded subject", f"sub-{key}", why] for key, why in sorted(excluded.items())
     ]
     rows += [["Not part of this report", *row] for row in left_out]
+    rows += processing_flags(manifests)
     for kind, key in (
         ("scores", "p"),
         ("identification", "p"),
@@ -158,6 +169,37 @@ def flags_section(
             wrap=True,
         )
     ]
+
+
+def processing_flags(manifests: Sequence[Path | str]) -> list[list[str]]:
+    """Registrations that need a look, and runs whose fieldmap could not be used.
+
+    Parameters
+    ----------
+    manifests
+        Those of preprocessed anatomies and runs among others.
+
+    Returns
+    -------
+    list
+        What, where and detail, a row a flag.
+    """
+    runs = read_run_quality(manifests)
+    rows = [
+        ["Registration to the template", f"{qc['run']}{what}", said]
+        for found, what in ((read_anatomy_quality(manifests), ", anatomy"), (runs, ""))
+        for qc in found
+        if (said := normalisation_text(qc))
+    ]
+    for qc in runs:
+        if coregistration_refused(qc):
+            rows.append(
+                ["Refinement of the registration refused", qc["run"], coregistration_text(qc)]
+            )
+        note = str(qc.get("distortion_note") or "")
+        if note not in ("", OFF, NO_FIELDMAP):
+            rows.append(["Distortion not corrected", qc["run"], note])
+    return rows
 
 
 def _said(dataset: xr.Dataset) -> list[str]:

@@ -1,9 +1,9 @@
-"""Image quality of all runs of the study: what differs from the other runs, and in which way."""
+"""Quality of all runs and anatomies of the study: what differs from the others, and which way."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from isocortex import provenance
 from isocortex.report.drawing import ACCENT, MUTED, RULE, WARM, new_figure, svg_uri
-from isocortex.report.page import Heading, Note, Picture, Table, count, number
+from isocortex.report.page import Heading, Note, Picture, Table, capital, count, number
 
 THRESHOLD = 3.0
 """Robust z over which a run is marked."""
@@ -66,6 +66,16 @@ MEASURES = (
     Measure("coverage_template", "Template in view, %", "low", 1.0, 1),
     Measure("coregistration_cost_after", "Coregistration cost", "high", 0.005, 3),
     Measure("dice_t1w_mask", "Dice with T1w mask", "low", 0.005, 3),
+)
+ANATOMY_MEASURES = (
+    Measure("brain_volume_ml", "Brain, ml", "both", 10.0, 0),
+    Measure("grey_matter_ml", "Grey matter, ml", "both", 10.0, 0),
+    Measure("white_matter_ml", "White matter, ml", "both", 10.0, 0),
+    Measure("csf_ml", "CSF, ml", "both", 10.0, 0),
+    Measure("dice_template_mask", "Dice with template, brain", "low", 0.005, 3),
+    Measure("dice_template_grey", "Dice with template, grey matter", "low", 0.005, 3),
+    Measure("template_correlation", "Correlation with template", "low", 0.005, 3),
+    Measure("jacobian_folded_percent", "Folded by the warp, %", "high", 0.01, 2),
 )
 
 
@@ -130,13 +140,17 @@ def robust_z(values: np.ndarray, *, worse: str, least: float = 0.0) -> np.ndarra
     return signed / scale
 
 
-def quality_table(runs: Sequence[Mapping[str, Any]]) -> QualityTable:
-    """Measures and outliers of a study's runs.
+def quality_table(
+    runs: Sequence[Mapping[str, Any]], *, wanted: Sequence[Measure] = MEASURES
+) -> QualityTable:
+    """Measures and outliers of a study's runs, or anatomies.
 
     Parameters
     ----------
     runs
         The qc dictionary of each run, with its name under ``run``.
+    wanted
+        Which measures.
 
     Returns
     -------
@@ -148,10 +162,10 @@ def quality_table(runs: Sequence[Mapping[str, Any]]) -> QualityTable:
         found = run.get(name)
         return float(found) if isinstance(found, int | float) else np.nan
 
-    values = np.array([[value(run, m.name) for m in MEASURES] for run in runs], float)
-    values = values.reshape(len(runs), len(MEASURES))
+    values = np.array([[value(run, m.name) for m in wanted] for run in runs], float)
+    values = values.reshape(len(runs), len(wanted))
     has = np.isfinite(values).any(axis=0)
-    measures = [m for m, there in zip(MEASURES, has) if there]
+    measures = [m for m, there in zip(wanted, has) if there]
     values = values[:, has]
     z = np.full(values.shape, np.nan)
     for column, measure in enumerate(measures):
@@ -200,18 +214,44 @@ def read_run_quality(paths: Sequence[Path | str]) -> list[dict[str, Any]]:
     list of dict
         Measures by name, and the run's name, sorted by it.
     """
-    found = []
-    for path in paths:
-        path = Path(path)
-        manifest = provenance.read_manifest(path) if path.is_file() else {}
-        if isinstance(manifest.get("qc"), Mapping) and manifest.get("run"):
-            name = Path(str(manifest["run"])).name
-            found.append({**manifest["qc"], "run": name})
+    found = [
+        {**manifest["qc"], "run": Path(str(manifest["run"])).name}
+        for manifest in _measured(paths)
+        if manifest.get("run")
+    ]
     return sorted(found, key=lambda run: run["run"])
 
 
+def read_anatomy_quality(paths: Sequence[Path | str]) -> list[dict[str, Any]]:
+    """Quality measures of anatomies out of the manifests of preprocessing.
+
+    Parameters
+    ----------
+    paths
+        Manifests of any kind; those of anatomies have ``qc`` and neither ``run`` nor ``fieldmap``.
+
+    Returns
+    -------
+    list of dict
+        Measures by name, and ``sub-<label>`` under ``run``, sorted by it.
+    """
+    found = [
+        {**manifest["qc"], "run": f"sub-{manifest['subject']}"}
+        for manifest in _measured(paths)
+        if not manifest.get("run") and not manifest.get("fieldmap")
+    ]
+    return sorted(found, key=lambda anatomy: anatomy["run"])
+
+
+def _measured(paths: Sequence[Path | str]) -> Iterator[Mapping[str, Any]]:
+    for path in map(Path, paths):
+        manifest = provenance.read_manifest(path) if path.is_file() else {}
+        if isinstance(manifest.get("qc"), Mapping):
+            yield manifest
+
+
 def quality_section(paths: Sequence[Path | str]) -> list[Any]:
-    """The runs' measures side by side, with those that stand out.
+    """The measures of runs and of anatomies side by side, with those that stand out.
 
     Parameters
     ----------
@@ -221,56 +261,78 @@ def quality_section(paths: Sequence[Path | str]) -> list[Any]:
     Returns
     -------
     list
-        Blocks of the page; empty where no run was preprocessed here.
+        Blocks of the page; empty where nothing was preprocessed here.
     """
-    runs = read_run_quality(paths)
-    table = quality_table(runs)
-    if not runs or not table.measures:
+    return [
+        *_quality_blocks(
+            quality_table(read_run_quality(paths)),
+            title="Image quality of the runs",
+            listed="Image quality by run",
+            what="run",
+            source="Measures as MRIQC defines them (Esteban et al. 2017).",
+        ),
+        *_quality_blocks(
+            quality_table(read_anatomy_quality(paths), wanted=ANATOMY_MEASURES),
+            title="Anatomies of the subjects",
+            listed="Anatomy by subject",
+            what="subject",
+            source="Volumes are in the subject's own space; Dice and correlation are those of the "
+            "T1w image in template space with the template.",
+        ),
+    ]
+
+
+def _quality_blocks(
+    table: QualityTable, *, title: str, listed: str, what: str, source: str
+) -> list[Any]:
+    if not table.runs or not table.measures:
         return []
-    blocks: list[Any] = [Heading("Image quality of the runs")]
-    if len(runs) < FEWEST:
+    n = len(table.runs)
+    blocks: list[Any] = [Heading(title)]
+    if n < FEWEST:
         blocks.append(
             Note(
-                f"With {count(len(runs), 'run')} no outlier can be called: the spread between "
-                f"runs is known from {FEWEST} on."
+                f"With {count(n, what)} no outlier can be called: the spread between {what}s is "
+                f"known from {FEWEST} on."
             )
         )
     else:
-        blocks += [_outliers(table), quality_figure(table)]
+        figure = quality_figure(table, title=title, what=what, source=source)
+        blocks += [_outliers(table, what=what), figure]
     blocks.append(
         Table(
-            "Image quality by run",
-            ("Run", *(m.label for m in table.measures)),
+            listed,
+            (capital(what), *(m.label for m in table.measures)),
             [
                 [run, *(number(v, m.digits) for v, m in zip(row, table.measures))]
                 for run, row in zip(table.runs, table.values)
             ],
-            "Measures as MRIQC defines them (Esteban et al. 2017).",
+            source,
             collapsed=True,
         )
     )
     return blocks
 
 
-def _outliers(table: QualityTable) -> Table | Note:
+def _outliers(table: QualityTable, *, what: str) -> Table | Note:
     expected = sum(
         chance_rate(int(n), both=m.worse == "both") * n
         for n, m in zip(np.isfinite(table.z).sum(axis=0), table.measures)
     )
     said = (
-        f"normally distributed measures of {count(len(table.runs), 'run')} would give about "
+        f"normally distributed measures of {count(len(table.runs), what)} would give about "
         f"{expected:.1f} by chance"
     )
     where = np.argwhere(table.flagged)
     if not len(where):
         return Note(
-            f"No run is an outlier in any of {count(int(table.called.sum()), 'measure')}: none is "
-            f"more than {THRESHOLD:g} robust deviations worse than the median run; {said}."
+            f"No {what} is an outlier in any of {count(int(table.called.sum()), 'measure')}: none "
+            f"is more than {THRESHOLD:g} robust deviations worse than the median {what}; {said}."
         )
     worst = sorted(where.tolist(), key=lambda place: -table.z[tuple(place)])
     return Table(
-        "Runs that stand out",
-        ("Run", "Measure", "Value", "Median of the runs", "Robust z"),
+        f"{capital(what)}s that stand out",
+        (capital(what), "Measure", "Value", f"Median of the {what}s", "Robust z"),
         [
             [
                 table.runs[row],
@@ -282,18 +344,26 @@ def _outliers(table: QualityTable) -> Table | Note:
             for row, column in worst
         ],
         f"More than {THRESHOLD:g} robust deviations (1.4826 times the median absolute deviation) "
-        f"worse than the median run; {count(len(where), 'mark')}, where {said}.",
+        f"worse than the median {what}; {count(len(where), 'mark')}, where {said}.",
         collapsed=len(worst) > 20,
     )
 
 
-def quality_figure(table: QualityTable) -> Picture:
+def quality_figure(
+    table: QualityTable,
+    *,
+    title: str = "Image quality of the runs",
+    what: str = "run",
+    source: str = "",
+) -> Picture:
     """Each measure's runs as points on a strip, outliers labelled.
 
     Parameters
     ----------
     table
         Of at least `FEWEST` runs.
+    title, what, source
+        Of the figure, what a point is, and where the measures come from.
     """
     n_columns = 4
     n_rows = -(-len(table.measures) // n_columns)
@@ -338,12 +408,12 @@ def quality_figure(table: QualityTable) -> Picture:
     n_flagged = int(table.flagged.any(axis=1).sum())
     return Picture(
         [svg_uri(figure)],
-        f"Strips of {count(len(table.measures), 'quality measure')}, a point a run; {n_flagged} of "
-        f"{count(len(table.runs), 'run')} stand out in at least one.",
-        "Image quality of the runs",
-        f"A point a run (n = {len(table.runs)}), a line at the median; the arrow shows which way "
-        f"is worse. Diamonds: more than {THRESHOLD:g} robust deviations worse than the median; the "
-        "worst is named. Measures as MRIQC defines them.",
+        f"Strips of {count(len(table.measures), 'quality measure')}, a point a {what}; {n_flagged} "
+        f"of {count(len(table.runs), what)} stand out in at least one.",
+        title,
+        f"A point a {what} (n = {len(table.runs)}), a line at the median; the arrow shows which "
+        f"way is worse. Diamonds: more than {THRESHOLD:g} robust deviations worse than the median; "
+        f"the worst is named. {source}".rstrip(),
     )
 
 

@@ -21,6 +21,7 @@ from isocortex.report.page import (
     join,
     render,
 )
+from isocortex.report.processing import processing_blocks
 from isocortex.report.quality import (
     confounds_figure,
     confounds_table,
@@ -34,8 +35,10 @@ from isocortex.report.sources import (
     read_manifests,
     versions_table,
 )
+from isocortex.report.subject_contrasts import contrast_blocks
 from isocortex.report.subject_design import design_blocks
 from isocortex.report.subject_encoding import encoding_blocks
+from isocortex.report.subject_estimator import estimator_blocks
 from isocortex.report.subject_geometry import rdm_blocks, region_blocks, searchlight_blocks
 from isocortex.report.subject_glm import response_blocks
 
@@ -52,6 +55,7 @@ def report_subject(
     figures: Sequence[Path | str] = (),
     confounds: Sequence[Path | str] = (),
     betas: Sequence[Path | str] = (),
+    contrasts: Sequence[Path | str] = (),
     regions: Sequence[Path | str] = (),
     region_labels: Sequence[Path | str] = (),
     rdms: Sequence[Path | str] = (),
@@ -86,6 +90,8 @@ def report_subject(
         Confounds tables, one a run.
     betas
         Betas stores, one a task.
+    contrasts
+        Folders of contrast maps, one a task, each with its manifest beside it.
     regions, region_labels
         Label images (NIfTI) on the grid of the betas and their tables (index, name), one a task.
     rdms
@@ -122,6 +128,7 @@ def report_subject(
         matrices = [own_store(path, "rdms", subject) for path in rdms]
         tasks = list(dict.fromkeys(str(ds.attrs["task"]) for ds in [*opened, *matrices]))
         grounds = Grounds(anatomy)
+        # Parts without a stage are shown where there is something, and not missed elsewhere.
         parts = [
             (
                 "preprocess",
@@ -129,7 +136,9 @@ def report_subject(
             ),
             ("confounds", Section("motion", "Motion and confounds", _confounds(confounds))),
             ("glm", Section("design", "Design", design_blocks(opened))),
+            (None, Section("estimator", "Estimator", estimator_blocks(opened, grounds, choices))),
             ("glm", Section("responses", "Responses", response_blocks(opened, grounds, choices))),
+            (None, Section("contrasts", "Contrasts", contrast_blocks(contrasts, grounds, choices))),
             (
                 "regions",
                 Section(
@@ -171,11 +180,11 @@ def report_subject(
             ),
         ]
         sections = [section for _, section in parts if section.blocks]
-        if left_out := [(part.title, stage) for stage, part in parts if not part.blocks]:
+        if left_out := [(part.title, stage) for stage, part in parts if stage and not part.blocks]:
             sections.append(Section("notes", "Left out", [absence_table(left_out, entry)]))
         found = read_manifests(
             [
-                *(*manifests, *betas, *rdms, *searchlight, *searchlight_surface),
+                *(*manifests, *betas, *contrasts, *rdms, *searchlight, *searchlight_surface),
                 *(*encoding, *joint, *readouts),
             ]
         )
@@ -202,7 +211,8 @@ def report_subject(
 
 
 def _preprocessing(figures: Sequence[Path | str]) -> list[Any]:
-    return [block for directory in figures for block in figure_blocks(directory)]
+    shown = [block for directory in figures for block in figure_blocks(directory)]
+    return processing_blocks(figures) + shown
 
 
 def _confounds(confounds: Sequence[Path | str]) -> list[Any]:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from isocortex.report.drawing import (
     category_colours,
@@ -14,7 +16,8 @@ from isocortex.report.drawing import (
     raster_uri,
 )
 from isocortex.report.matrices import order_stimuli
-from isocortex.report.page import Heading, Note, Paragraph, Picture, Table, count, number
+from isocortex.report.page import Heading, Note, Paragraph, Picture, Table, capital, count, number
+from isocortex.report.subject_estimator import read_choices
 
 
 def design_blocks(opened: Sequence[xr.Dataset]) -> list[Any]:
@@ -41,32 +44,52 @@ def _design_table(dataset: xr.Dataset) -> Table:
     runs = np.asarray(dataset["run"].values).astype(str)
     onsets = np.asarray(dataset["onset"].values, dtype=float)
     volumes = np.asarray(dataset["time_run"].values).astype(str)
+    averaged = "n_repeats" in dataset
+    half = {}
+    if "half" in dataset and not averaged:
+        half = {run: str(int(n)) for run, n in zip(runs, dataset["half"].values)}
     rows = []
-    for name in _run_names(dataset):
+    # Averaged betas belong to sessions: the runs are those that were fitted.
+    for name in list(told) if averaged and told else _run_names(dataset):
         inside = runs == name
         gaps = np.diff(np.sort(onsets[inside]))
         info = told.get(name, {})
         rows.append(
             [
                 name,
+                *([half[name]] if half else []),
                 info.get("n_volumes", int((volumes == name).sum()) or "n/a"),
-                int(inside.sum()),
-                len(set(stimuli[inside])),
-                number(float(np.median(gaps)) if gaps.size else np.nan, 2),
+                info.get("n_trials", "n/a") if averaged else int(inside.sum()),
+                "n/a" if averaged else len(set(stimuli[inside])),
+                "n/a" if averaged else number(float(np.median(gaps)) if gaps.size else np.nan, 2),
                 info.get("n_regressors", "n/a"),
                 len(info["confounds"]) if "confounds" in info else "n/a",
                 info.get("degrees_of_freedom", "n/a"),
                 number(info.get("condition_number", np.nan), 1),
             ]
         )
-    repeats = np.unique(stimuli, return_counts=True)[1]
+    count_of: dict[str, int] = {}
+    each = dataset["n_repeats"].values if averaged else np.ones(len(stimuli), int)
+    for name, n in zip(stimuli, each):
+        count_of[name] = count_of.get(name, 0) + int(n)
+    repeats = np.array(list(count_of.values()))
     shown = count(int(repeats.min()), "time")
     if repeats.min() != repeats.max():
         shown = f"{repeats.min()} to {repeats.max()} times"
+    estimator = str(dataset.attrs.get("estimator") or "")
+    more = f" Estimator: {estimator}." if estimator and told else ""
+    if averaged:
+        more += (
+            f" Betas are means over the repeats of a stimulus: {len(stimuli)} betas of "
+            f"{repeats.sum()} trials."
+        )
+    if half:
+        more += " Halves: odd and even runs, which share no information."
     return Table(
         f"Design of task {dataset.attrs['task']}",
         (
             "Run",
+            *(["Half"] if half else []),
             "Volumes",
             "Trials",
             "Stimuli",
@@ -78,15 +101,51 @@ def _design_table(dataset: xr.Dataset) -> Table:
         ),
         rows,
         f"{len(repeats)} stimuli, each shown {shown} over all runs; "
-        f"{float(dataset.attrs['TR']):g} s a volume.",
+        f"{float(dataset.attrs['TR']):g} s a volume.{more}",
     )
 
 
 def _design_figure(dataset: xr.Dataset) -> Picture | Note:
     """Draw when the trials of each run were, and the design matrix of the first run."""
-    if not np.isfinite(dataset["onset"].values).any():
+    # Means over repeats have no time in a run, responses made elsewhere no design matrix.
+    with_trials = "n_repeats" not in dataset and np.isfinite(dataset["onset"].values).any()
+    with_design = bool(dataset["design"].size)
+    if not with_trials and not with_design:
         return Note("The responses came without onsets, so the trials are not drawn.")
     runs = _run_names(dataset)
+    height = max(3.6, 1.2 + 0.3 * min(len(runs), 24)) if with_trials else 3.6
+    figure = new_figure(11.0 if with_trials else 5.6, height)
+    if with_trials and with_design:
+        left, right = figure.subplots(1, 2, width_ratios=(1.45, 1))
+    else:
+        left = right = figure.subplots()
+    alt, caption = [], []
+    if with_trials:
+        caption.append(_draw_trials(dataset, runs, figure, left))
+        alt.append(f"bars mark {dataset.sizes['trial']} trials in {len(runs)} runs.")
+    if with_design:
+        caption.append(_draw_design(dataset, figure, right))
+        n_volumes, n_regressors = dataset["design"].shape
+        alt.append(f"design matrix of {n_volumes} volumes and {n_regressors} regressors.")
+    if len(caption) == 2:
+        alt, caption = (
+            [f"{side}: {text}" for side, text in zip(("Left", "Right"), texts)]
+            for texts in (alt, caption)
+        )
+    titles = [
+        title for title, there in (("Trials", with_trials), ("design matrix", with_design)) if there
+    ]
+    return Picture(
+        [raster_uri(figure)],
+        capital(" ".join(alt)),
+        capital(" and ".join(titles)),
+        capital(" ".join(caption)),
+        narrow=not with_trials,
+    )
+
+
+def _draw_trials(dataset: xr.Dataset, runs: Sequence[str], figure: Figure, axes: Axes) -> str:
+    """Draw the trials of each run as bars, and say so."""
     run = np.asarray(dataset["run"].values).astype(str)
     onset = np.asarray(dataset["onset"].values, dtype=float)
     duration = np.asarray(dataset["duration"].values, dtype=float)
@@ -99,50 +158,46 @@ def _design_figure(dataset: xr.Dataset) -> Picture | Note:
         else dict.fromkeys(names, "trial")
     )
     colours = category_colours([group[name] for name in order.names])
-    figure = new_figure(11.0, max(3.6, 1.2 + 0.3 * min(len(runs), 24)))
-    # Responses made elsewhere come without a design matrix.
-    if dataset["design"].size:
-        left, right = figure.subplots(1, 2, width_ratios=(1.45, 1))
-    else:
-        left, right = figure.subplots(), None
     shown = runs[:24]
     for row, name in enumerate(shown):
         for category, colour in colours.items():
             inside = (run == name) & np.array([group[stimulus] == category for stimulus in names])
             width = np.maximum(duration[inside], 0.4)
-            left.broken_barh(
+            axes.broken_barh(
                 list(zip(onset[inside], width)), (row - 0.36, 0.72), facecolors=colour, linewidth=0
             )
-    left.set_yticks(range(len(shown)), [f"run {name}" for name in shown])
-    left.set_ylim(len(shown) - 0.4, -0.6)
-    left.tick_params(axis="y", length=0)
-    left.set_xlabel("time in the run, s")
-    left.set_title("Trials")
+    axes.set_yticks(range(len(shown)), [f"run {name}" for name in shown])
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("time in the run, s")
+    axes.set_title("Trials")
     if len(colours) <= 12 and len(colours) > 1:
         handles = [
-            left.scatter([], [], marker="s", color=colour, label=name)
+            axes.scatter([], [], marker="s", color=colour, label=name)
             for name, colour in colours.items()
         ]
         figure.legend(
             handles=handles, loc="outside lower left", ncols=min(len(colours), 8), handlelength=1
         )
-    matrix = np.asarray(dataset["design"].values, dtype=float)
     more = f" The first 24 of {len(runs)} runs are shown." if len(runs) > 24 else ""
-    trials = (
+    return (
         f"onset and duration of {len(onset)} trials in {count(len(runs), 'run')}"
         + (f", coloured by category ({order.source})" if order.categories else "")
         + f".{more}"
     )
-    if right is None:
-        return Picture(
-            [raster_uri(figure)],
-            f"Bars mark {len(onset)} trials in {len(runs)} runs.",
-            "Trials",
-            f"{trials[0].upper()}{trials[1:]}",
-        )
+
+
+def _draw_design(dataset: xr.Dataset, figure: Figure, axes: Axes) -> str:
+    """Draw the design matrix of the first run, and say so."""
+    told = dataset.attrs.get("design") or []
+    run = np.asarray(dataset["run"].values).astype(str)
+    first, n_trials = run[0], int((run == run[0]).sum())
+    if "n_repeats" in dataset and told:
+        first, n_trials = str(told[0]["run"]), int(told[0]["n_trials"])
+    matrix = np.asarray(dataset["design"].values, dtype=float)
     times = np.asarray(dataset["frame_time"].values, dtype=float)
     peak = np.abs(matrix).max(axis=0)
-    drawn = right.imshow(
+    drawn = axes.imshow(
         matrix / np.where(peak > 0, peak, 1),
         aspect="auto",
         cmap="RdBu_r",
@@ -151,19 +206,23 @@ def _design_figure(dataset: xr.Dataset) -> Picture | Note:
         interpolation="nearest",
         extent=(0.5, matrix.shape[1] + 0.5, times[-1], times[0]),
     )
-    right.set_xlabel("regressor")
-    right.set_ylabel("time, s")
-    right.set_title(f"Design matrix, run {runs[0]}")
-    bar = figure.colorbar(drawn, ax=right, fraction=0.04, pad=0.02)
+    axes.set_xlabel("regressor")
+    axes.set_ylabel("time, s")
+    axes.set_title(f"Design matrix, run {first}")
+    bar = figure.colorbar(drawn, ax=axes, fraction=0.04, pad=0.02)
     bar.set_label("share of the regressor's peak")
     bar.outline.set_visible(False)
-    n_trials = int((run == runs[0]).sum())
-    return Picture(
-        [raster_uri(figure)],
-        f"Left: bars mark {len(onset)} trials in {len(runs)} runs. Right: design matrix of "
-        f"{matrix.shape[0]} volumes and {matrix.shape[1]} regressors.",
-        "Trials and design matrix",
-        f"Left: {trials} Right: the design matrix of run {runs[0]}, {matrix.shape[0]} volumes by "
-        f"{matrix.shape[1]} regressors (the {n_trials} trials, then confounds, drift and "
-        "constant), each scaled to its peak.",
+    chosen = (
+        " The estimator puts each voxel's own response in its place."
+        if read_choices(dataset)
+        else ""
+    )
+    return (
+        f"the design matrix of run {first}, {matrix.shape[0]} volumes by {matrix.shape[1]} "
+        f"regressors (the {n_trials} trials, then confounds, drift and constant), each scaled to "
+        + (
+            f"its peak; trials with the {dataset.attrs['hrf']} response.{chosen}"
+            if chosen
+            else "its peak."
+        )
     )

@@ -69,6 +69,7 @@ class Coregister(Interface):
             "coregistration_cost_before": _or_none(found.cost_before),
             "coregistration_cost_after": _or_none(found.cost_after),
             "coregistration_moved_mm": found.moved_mm,
+            "coregistration_note": "" if found.accepted else f"refused: {found.reason}",
             "dice_t1w_mask": dice(registration.warp(soft, back, reference) > 0.5, mask),
         }
         for name, values in (
