@@ -30,6 +30,20 @@ def killed():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def lost():
+    """Fail, and leave nothing that nipype could read."""
+    import os
+    import shutil
+
+    shutil.rmtree(os.getcwd())
+    raise ValueError("by design")
+
+
+def unsendable():
+    """End well with what does not go from one process to another."""
+    return lambda: None
+
+
 def slow():
     import time
 
@@ -69,6 +83,22 @@ def test_a_killed_worker_is_an_error_that_names_the_step(tmp_path, beside):
     assert "ChildProcessError" in (tmp_path / "run.crash.txt").read_text()
     # the one beside it is not waited for
     assert not psutil.Process().children(recursive=True)
+
+
+@pytest.mark.parametrize(("broken", "line"), [(lost, "result_lost.pklz"), (unsendable, "pickle")])
+def test_a_step_whose_result_is_lost_is_an_error_with_its_cause(tmp_path, broken, line):
+    with pytest.raises(RuntimeError, match=rf"x_wf\.{broken.__name__} failed for sub-07") as caught:
+        run_workflow(
+            workflow_of(broken, slow),
+            folder=tmp_path / "work",
+            crash_file=tmp_path / "run.crash.txt",
+            where="sub-07 func/run",
+            threads=2,
+            mem_mb=1000,
+        )
+    assert "\n" not in str(caught.value)
+    assert "FileNotFoundError: " in str(caught.value)
+    assert line in (tmp_path / "run.crash.txt").read_text()
 
 
 def job(folder, script, **items):

@@ -7,15 +7,17 @@ import logging
 import os
 import re
 import shutil
+import traceback
 from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from nipype.pipeline.engine import Workflow
-from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer
+from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer, run_node
 
 from isocortex.errors import InputError
 from isocortex.jobs import die_with_parent
@@ -29,8 +31,8 @@ _ERROR_LINE = re.compile(r"^\s*[\w.]+(Error|Exit)")
 class WatchedMultiProcPlugin(MultiProcPlugin):
     """nipype's MultiProc, of which no worker outlives its job, and no job waits for a dead worker.
 
-    A worker that the system kills, mostly for want of memory, breaks the pool: nipype's own plugin
-    waits for ever for what it was at.
+    A worker that the system kills, mostly for want of memory, breaks the pool, and a result that
+    cannot be read or sent is none: nipype's own plugin waits for ever for both.
     """
 
     def __init__(self, plugin_args: Mapping[str, Any]) -> None:
@@ -46,24 +48,31 @@ class WatchedMultiProcPlugin(MultiProcPlugin):
         self._running: dict[int, str] = {}
 
     def _submit_job(self, node: Any, updatehash: bool = False) -> int:
-        taskid = self._taskid + 1
+        self._taskid = taskid = self._taskid + 1
         self._running[taskid] = node.fullname
+        self._task_obj[taskid] = None
         try:
-            return super()._submit_job(node, updatehash=updatehash)
+            future = self.pool.submit(run_node, node, updatehash, taskid)
         except BrokenProcessPool:
-            self._taskid = taskid
-            self._task_obj[taskid] = None
             self._taskresult[taskid] = self._killed(taskid)
-            return taskid
+        else:
+            self._task_obj[taskid] = future
+            future.add_done_callback(partial(self._finished, taskid))
+        return taskid
 
-    def _async_callback(self, args: Future) -> None:
-        if args.cancelled():
+    def _finished(self, taskid: int, future: Future) -> None:
+        """Keep what a step gave, or why it gave nothing: a task without a result never ends."""
+        if future.cancelled():
             return
-        try:
-            super()._async_callback(args)
-        except BrokenProcessPool:
-            for taskid in list(self._running):
-                self._taskresult.setdefault(taskid, self._killed(taskid))
+        error = future.exception()
+        if error is None:
+            self._taskresult[taskid] = future.result()
+        elif isinstance(error, BrokenProcessPool):
+            self._taskresult.setdefault(taskid, self._killed(taskid))
+        else:
+            # nipype fails to read the step's result file, or to send what it holds
+            lines = traceback.format_exception(error)
+            self._taskresult[taskid] = {"result": None, "traceback": lines, "taskid": taskid}
 
     def _clear_task(self, taskid: int) -> None:
         self._running.pop(taskid, None)
