@@ -1,5 +1,6 @@
 """What all tests share: the real recordings, where they are there."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -38,6 +39,11 @@ def pytest_collection_modifyitems(items):
     """Start the longest modules first."""
     rank = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: rank.get(_module(item.nodeid), len(LONG)))
+
+
+def pytest_collection_finish(session):
+    """Leave what was imported out of garbage collections: nilearn asks for one at each read."""
+    gc.freeze()
 
 
 def pytest_xdist_make_scheduler(config, log):
