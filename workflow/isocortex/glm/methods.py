@@ -97,7 +97,8 @@ repeats, split_half
         )
     single = " of single trials" if repeats == "average" else ""
     sentences.append(
-        f"The noise ceiling{single} follows Allen et al. (2022)."
+        f"The noise ceiling{single} follows Allen et al. (2022); its 95 % interval is that of a "
+        "random-effects analysis of variance."
         if ceiling
         else "No stimulus repeats, so there is no noise ceiling."
     )

@@ -483,7 +483,10 @@ def _methods(
     elif n_runs == 1:
         said.append("A single run leaves nothing to choose noise components by: there are none.")
     elif most:
-        said.append(f"No noise component of {most} improves the prediction of held-out runs.")
+        said.append(
+            f"No noise components are taken out: none of the numbers up to {most} improves the "
+            "prediction of held-out runs by more than three standard errors over runs."
+        )
     if len(fractions) > 1 and conditions.repeated:
         said.append(
             "Responses are estimated by fractional ridge regression (Rokem & Kay 2020), each "

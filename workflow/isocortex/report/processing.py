@@ -81,7 +81,7 @@ def processing_blocks(figures: Sequence[Path | str]) -> list[Any]:
             ("Slice timing", slice_timing_text),
             ("Susceptibility distortion", distortion_text),
             ("Registration to the T1w", coregistration_text),
-            ("Overlap with the T1w's mask, Dice", _overlap),
+            ("Dice with T1w mask", _overlap),
         )
     ]
     columns = [(title, cells) for title, cells in columns if any(cells)]
@@ -101,7 +101,6 @@ def processing_blocks(figures: Sequence[Path | str]) -> list[Any]:
                 if costs
                 else ""
             ),
-            wrap=True,
         )
     )
     return blocks

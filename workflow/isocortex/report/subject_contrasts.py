@@ -78,6 +78,7 @@ def contrast_blocks(
             )
             pictures.append(_picture(name, said, grid, z, len(runs), grounds, choices))
         chance = z.size * float(norm.sf(Z_SHOWN))
+        by_chance = number(chance, 0 if chance >= 1 else 1)
         blocks.append(
             Table(
                 f"Contrasts of task {task}",
@@ -93,7 +94,7 @@ def contrast_blocks(
                 ),
                 rows,
                 f"Over {z.size:,} voxels, fixed effects over runs. z is not corrected for the "
-                f"number of voxels: without any effect about {chance:.0f} voxels would pass "
+                f"number of voxels: without any effect about {by_chance} voxels would pass "
                 f"|z| ≥ {Z_SHOWN:g} on each side.",
                 wrap=True,
             )

@@ -53,6 +53,7 @@ def _design_table(dataset: xr.Dataset) -> Table:
     for name in list(told) if averaged and told else _run_names(dataset):
         inside = runs == name
         gaps = np.diff(np.sort(onsets[inside]))
+        gap = float(np.median(gaps)) if gaps.size else np.nan
         info = told.get(name, {})
         rows.append(
             [
@@ -60,8 +61,7 @@ def _design_table(dataset: xr.Dataset) -> Table:
                 *([half[name]] if half else []),
                 info.get("n_volumes", int((volumes == name).sum()) or "n/a"),
                 info.get("n_trials", "n/a") if averaged else int(inside.sum()),
-                "n/a" if averaged else len(set(stimuli[inside])),
-                "n/a" if averaged else number(float(np.median(gaps)) if gaps.size else np.nan, 2),
+                *([] if averaged else [len(set(stimuli[inside])), number(gap, 2)]),
                 info.get("n_regressors", "n/a"),
                 len(info["confounds"]) if "confounds" in info else "n/a",
                 info.get("degrees_of_freedom", "n/a"),
@@ -92,8 +92,7 @@ def _design_table(dataset: xr.Dataset) -> Table:
             *(["Half"] if half else []),
             "Volumes",
             "Trials",
-            "Stimuli",
-            "Median onset gap, s",
+            *([] if averaged else ["Stimuli", "Median onset gap, s"]),
             "Regressors",
             "Confounds",
             "Residual d.f.",
@@ -207,6 +206,7 @@ def _draw_design(dataset: xr.Dataset, figure: Figure, axes: Axes) -> str:
         extent=(0.5, matrix.shape[1] + 0.5, times[-1], times[0]),
     )
     axes.set_xlabel("regressor")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("time, s")
     axes.set_title(f"Design matrix, run {first}")
     bar = figure.colorbar(drawn, ax=axes, fraction=0.04, pad=0.02)

@@ -17,6 +17,9 @@ from isocortex.report.options import ReportOptions
 from isocortex.report.page import Heading, Note, Picture, Table, capital, count, number
 
 COLOURS = "viridis"
+_MANY_AT_THE_EDGE = 0.3
+"""Share of voxels with the first or last response that is pointed out: 0.1 of 20 by chance."""
+_FEWEST_RESPONSES = 4
 _LONGEST = 28.0
 _STEP = 0.1
 
@@ -119,6 +122,16 @@ def estimator_blocks(
         )
         if len(library) > 1:
             blocks += [_responses(part, library) for part in parts]
+            edge = max(_at_the_edge(part, len(library)) for part in parts)
+            if len(library) > _FEWEST_RESPONSES and edge > _MANY_AT_THE_EDGE:
+                blocks.append(
+                    Note(
+                        f"{100 * edge:.0f}% of the voxels have the first or the last response of "
+                        "the library: look whether onsets and volumes are on one clock (slice "
+                        "timing, StartTime, dummy volumes), and whether stimuli are long or dense, "
+                        "so that the data hardly tell responses apart."
+                    )
+                )
             blocks += [_map(dataset, part, library, grounds, choices) for part in parts]
         blocks += _noise_and_fractions(parts)
         for part in parts:
@@ -209,6 +222,12 @@ def response_curves(library: HRFLibrary) -> tuple[np.ndarray, np.ndarray]:
     return (edges[1:] + edges[:-1]) / 2, curve / curve.max(axis=1, keepdims=True)
 
 
+def _at_the_edge(part: Choices, n_hrfs: int) -> float:
+    """Share of the responsive voxels that have the first or the last response."""
+    chosen = part.hrf[part.responsive]
+    return float(np.isin(chosen, (0, n_hrfs - 1)).mean()) if chosen.size else 0.0
+
+
 def _responses(part: Choices, library: HRFLibrary) -> Picture:
     """The library, each response as opaque as it is frequent, and how many voxels have each."""
     n = len(library)
@@ -220,51 +239,53 @@ def _responses(part: Choices, library: HRFLibrary) -> Picture:
     figure = new_figure(11.0, 3.0)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
     for index in range(n):
-        share = chosen[index] / max(chosen.max(), 1)
+        frequent = chosen[index] / max(chosen.max(), 1)
         left.plot(
             time,
             curve[index],
             color=colours[index] if chosen[index] else RULE,
-            linewidth=0.7 + 2.0 * share,
-            zorder=2 + share if chosen[index] else 1,
+            linewidth=0.7 + 2.0 * frequent,
+            zorder=2 + frequent if chosen[index] else 1,
         )
     left.axhline(0, color=MUTED, linewidth=0.6)
     left.set(xlabel="time after a brief stimulus, s", ylabel="response, peak at 1")
     left.set_title(f"Library of {n} responses")
     left.margins(x=0)
-    position = np.arange(n)
-    right.bar(position, chosen, color=colours, width=0.84)
+    # In percent: those that respond may be few among the others.
+    share = 100 * chosen / max(chosen.sum(), 1)
+    right.bar(np.arange(n), share, color=colours, width=0.84)
     known = np.isfinite(part.explained).any()
     outline = ""
     if known and others.any():
-        outline = f" (outline: the other {int(others.sum()):,} voxels)"
+        rest = 100 * others / others.sum()
         right.plot(
             np.repeat(np.arange(n + 1) - 0.5, 2)[1:-1],
-            np.repeat(others, 2),
+            np.repeat(rest, 2),
             color=MUTED,
             linewidth=0.9,
             label="voxels with R² of 0 or less",
         )
         right.legend(loc="upper right")
-        right.set_ylim(0, 1.18 * max(chosen.max(), others.max(), 1))
+        right.set_ylim(0, 1.18 * max(share.max(), rest.max()))
+        outline = f" (outline: of the other {int(others.sum()):,} voxels)"
     step = -(-n // 10)
-    right.set_xticks(position[::step], [f"{peak:.1f}" for peak in library.peak[::step]])
-    right.set(xlabel="time to peak of the chosen response, s", ylabel="voxels")
+    right.set_xticks(np.arange(n)[::step], [f"{peak:.1f}" for peak in library.peak[::step]])
+    right.set(xlabel="time to peak of the chosen response, s", ylabel="% of the voxels")
     right.set_title("Chosen")
     right.margins(x=0.01)
     who = "with cross-validated R² above 0" if known else "(one run: R² cannot be cross-validated)"
     n_used = int((chosen > 0).sum())
     n_voxels = f"{int(inside.sum()):,} voxels {who}"
-    edge = (chosen[0] + chosen[-1]) / max(chosen.sum(), 1) if n > 2 else 0.0
+    edge = _at_the_edge(part, n)
     return Picture(
         [raster_uri(figure)],
         f"Left: curves of {n} haemodynamic responses. Right: bars of how many voxels have each; "
         f"the most frequent peaks after {library.peak[chosen.argmax()]:.1f} s.",
         f"Haemodynamic responses that were chosen{part.of_name}",
         "Left: the library, from early and short to late and long; lines are as thick as the "
-        f"response is frequent, grey where no voxel has it. Right: how many of {n_voxels} have "
+        f"response is frequent, grey where no voxel has it. Right: which share of {n_voxels} has "
         f"each{outline}. {n_used} of {n} occur; {100 * edge:.0f}% of the voxels have the first or "
-        "the last one, which would be many if the library were too narrow.",
+        "the last one.",
     )
 
 
