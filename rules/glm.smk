@@ -161,6 +161,8 @@ else:
                 "high_pass",
                 "drift_order",
                 "confound_columns",
+                "trials",
+                "stimulus_column",
                 "trial_types",
                 "nuisance_types",
                 "noise_model",

@@ -122,6 +122,22 @@ def test_all_conditions_come_along(study, tmp_path):
     assert not image(folder, "all", "z").get_fdata()[0, 0].any()  # outside of the mask
 
 
+def test_all_leaves_out_what_gets_no_beta(study, tmp_path):
+    """Events without a stimulus are modelled, but are no trials; runs may share one table."""
+    table = pd.read_csv(study["events"][0], sep="\t")
+    table["stim_file"] = table["stim_file"].where(table["trial_type"] != "tool")
+    table.to_csv(study["events"][0], sep="\t", index=False, na_rep="n/a")
+    study["events"] = study["events"][:1] * 3
+    folder = contrasts_of(study, tmp_path, contrasts={"same": "(face + house) / 2", "t": "tool"})
+    for statistic in ("effect", "t", "z"):
+        np.testing.assert_allclose(
+            image(folder, "all", statistic).get_fdata(),
+            image(folder, "same", statistic).get_fdata(),
+            atol=1e-6,
+        )
+    assert json.loads((tmp_path / "glm/contrasts.json").read_text())["runs"]["t"] == list("123")
+
+
 def test_maps_depend_on_no_threads(study, tmp_path):
     digests = {
         directory_digest(
@@ -140,9 +156,10 @@ def test_maps_depend_on_no_threads(study, tmp_path):
         ("face - hose", "'face - hose' is no sum of conditions: conditions are face, house, tool"),
         ("face > house", "is no sum of conditions"),
         ("face - face", "is 0 or not finite"),
-        ("face / house", "is 0 or not finite"),
+        ("face / house", "is no sum of conditions"),
         ("face * house", "is 0 or not finite"),
         ("1", "is no sum of conditions"),
+        ("face + 1", "is no sum of conditions"),
         ("face -", "is no sum of conditions"),
     ],
 )

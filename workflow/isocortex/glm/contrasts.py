@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ import numpy as np
 from nilearn.glm.contrasts import Contrast, expression_to_contrast_vector
 from threadpoolctl import threadpool_limits
 
-from isocortex import parallel, provenance
+from isocortex import bids, parallel, provenance
 from isocortex.errors import InputError
-from isocortex.glm.design import matches
+from isocortex.glm.design import make_trials
 from isocortex.glm.estimate import RunModel
 from isocortex.glm.halves import scaling_groups
 from isocortex.glm.images import intersect_masks
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 ALL = "all"
 """Name, and expression, of the contrast of all conditions that get betas with the baseline."""
+_NOTHING = "no_condition_"
+"""Has weight in an expression that adds a number to conditions."""
 
 
 def contrast_weights(expression: str, conditions: Sequence[str]) -> np.ndarray:
@@ -48,17 +50,18 @@ def contrast_weights(expression: str, conditions: Sequence[str]) -> np.ndarray:
     """
     known = f"conditions are {', '.join(conditions)}"
     try:
-        weights = np.asarray(expression_to_contrast_vector(expression, list(conditions)))
+        weights = np.asarray(expression_to_contrast_vector(expression, [*conditions, _NOTHING]))
     except (ValueError, AttributeError, TypeError):
         weights = np.empty(0)
-    if weights.shape != (len(conditions),) or weights.dtype.kind not in "if":
+    if weights.shape != (len(conditions) + 1,) or weights.dtype.kind not in "if" or weights[-1]:
         raise InputError(
             f"{expression!r} is no sum of conditions: {known}; add and subtract them (face - "
             "house), put names that are no words in backticks"
         )
+    weights = weights[:-1].astype(np.float64)
     if not np.isfinite(weights).all() or not weights.any():
         raise InputError(f"{expression!r} is 0 or not finite for some condition: {known}")
-    return weights.astype(np.float64)
+    return weights
 
 
 def check_contrasts(contrasts: Mapping[str, str], tables: Mapping[Path, Sequence[str]]) -> None:
@@ -124,6 +127,8 @@ def map_contrasts(
     high_pass: float = 0.01,
     drift_order: int = 1,
     confound_columns: str | Sequence[str] = "motion6",
+    trials: str = "single",
+    stimulus_column: str = "auto",
     trial_types: Sequence[str] = ("*",),
     nuisance_types: Sequence[str] = (),
     noise_model: str = "ols",
@@ -146,9 +151,10 @@ def map_contrasts(
     contrasts
         Expressions over conditions by name, see `contrast_weights`; ``all`` is added, the mean of
         all conditions that get betas.
-    hrf, drift, high_pass, drift_order, confound_columns, trial_types, nuisance_types, \
-noise_model, scaling
+    hrf, drift, high_pass, drift_order, confound_columns, noise_model, scaling
         See `isocortex.glm.fit.fit_glm`; all conditions are modelled, by one regressor each.
+    trials, stimulus_column, trial_types, nuisance_types
+        Which conditions get betas, see `isocortex.glm.fit.fit_glm`: those that ``all`` is of.
     code
         Code version, for the provenance.
     threads
@@ -190,16 +196,23 @@ noise_model, scaling
             "drift_order": drift_order,
         },
     )
-    conditions = {
-        Path(path): [trial.condition for trial in run.design.trials]
-        for path, run in zip(events, prepared, strict=True)
-    }
+    # One table may be that of several runs
+    conditions = [[trial.condition for trial in run.design.trials] for run in prepared]
     expressions = {ALL: ALL, **contrasts}
-    check_contrasts(expressions, conditions)
-    weights = [
-        _run_weights(expressions, names, trial_types=trial_types, nuisance_types=nuisance_types)
-        for names in conditions.values()
-    ]
+    check_contrasts(expressions, dict(zip(map(Path, events), conditions, strict=True)))
+    weights = []
+    for path, names in zip(events, conditions, strict=True):
+        try:
+            responses, _ = make_trials(
+                bids.read_events(path),
+                trials=trials,
+                stimulus_column=stimulus_column,
+                trial_types=trial_types,
+                nuisance_types=nuisance_types,
+            )
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        weights.append(_run_weights(expressions, names, {trial.condition for trial in responses}))
     shared, affine = intersect_masks(mask, bold)
     with working_folder("contrasts", out) as scratch:
         series = Series(
@@ -280,18 +293,13 @@ _STATISTICS = {"effect": "Effect, mean over runs,", "t": "t", "z": "z"}
 
 
 def _run_weights(
-    expressions: Mapping[str, str],
-    conditions: Sequence[str],
-    *,
-    trial_types: Sequence[str],
-    nuisance_types: Sequence[str],
+    expressions: Mapping[str, str], conditions: Sequence[str], with_betas: Collection[str]
 ) -> np.ndarray:
     """Return the weights of a run's conditions, 0 where the run lacks one of a contrast's."""
     rows = np.zeros((len(expressions), len(conditions)))
     for row, (name, expression) in zip(rows, expressions.items(), strict=True):
         if expression == ALL and ALL not in conditions:
-            own = [matches(c, trial_types) and not matches(c, nuisance_types) for c in conditions]
-            row[:] = np.array(own) / max(1, sum(own))
+            row[:] = np.isin(conditions, list(with_betas)) / len(with_betas)
             continue
         try:
             row[:] = contrast_weights(expression, conditions)
