@@ -22,7 +22,7 @@ from isocortex.preprocess.confounds import (
 )
 from isocortex.preprocess.images import as_image
 from isocortex.preprocess.masks import crown
-from isocortex.preprocess.transforms import rigid_matrix
+from isocortex.preprocess.transforms import rigid_matrix, write_itk_affine
 
 N, N_DUMMY, TR = 90, 2, 2.0
 
@@ -154,9 +154,7 @@ def test_columns_are_fmripreps(made):
         expected += [f"{name}{end}" for end in ("", "_derivative1", "_power2")]
         expected.append(f"{name}_derivative1_power2")
     expected += ["non_steady_state_outlier00", "non_steady_state_outlier01"]
-    others = table.filter(
-        regex=r"^(motion_outlier\d\d|cosine\d\d|edge_comp_\d\d|._comp_cor_\d\d)$"
-    )
+    others = table.filter(regex=r"^(motion_outlier\d\d|cosine\d\d|edge_comp_\d\d|._comp_cor_\d\d)$")
     assert sorted([*expected, *others.columns]) == sorted(table.columns)
     assert set(table.columns) <= set(sidecar)
     for name, mask in (("global_signal", "mask"), ("csf", "csf"), ("white_matter", "wm")):
@@ -282,6 +280,44 @@ def test_components_of_odd_masks():
     assert every.n_kept == 40 - basis.shape[1] - 1
     largest = np.abs(every.components).argmax(axis=0)
     assert (every.components[largest, np.arange(every.n_kept)] > 0).all()
+
+
+def test_masks_of_noise_leave_out_what_a_volume_does_not_reach(tmp_path):
+    """A head that nods out of a slab: the zeros of that volume are in no mask."""
+    shape = (24, 24, 12)
+    index = np.indices(shape).T - np.array([11.5, 11.5, 5.5])
+    brain = (np.linalg.norm(index, axis=-1) < 9).T
+    volume = np.where(brain, 900, 300).astype(np.float32)
+    series = volume[..., None] + np.random.default_rng(3).normal(0, 5, (*shape, 4))
+    motion = np.tile(np.eye(4)[:3].ravel(), (4, 1))
+    motion[2, 11] = 6.0  # mm upwards: two slices are out of reach
+    pd.DataFrame(motion).to_csv(tmp_path / "motion.tsv", sep="\t", index=False)
+    to_t1w = str(write_itk_affine(tmp_path / "to_t1w.txt", np.eye(4)))
+    mask = save(tmp_path / "t1w_mask.nii", brain.astype(np.uint8))
+    run = interfaces.ResampleSeries(
+        in_file=save(tmp_path / "s.nii", series.astype(np.float32), repetition_time=TR),
+        reference=save(tmp_path / "r.nii", volume),
+        matrices=str(tmp_path / "motion.tsv"),
+        to_t1w=to_t1w,
+        t1w_mask=mask,
+        spaces=["T1w"],
+        resolution=3.0,
+        repetition_time=TR,
+    )
+    done = run.run(cwd=tmp_path).outputs
+    tissue = {
+        name: save(tmp_path / f"{name}.nii", (brain * share).astype(np.float32))
+        for name, share in (("gm", 0.5), ("wm", 0.3), ("csf", 0.2))
+    }
+    options = {"mask": done.native_mask, "to_t1w": to_t1w, **tissue}
+    found = interfaces.NoiseMasks(**options, covered=done.native_covered).run(cwd=tmp_path).outputs
+    values = np.asarray(nib.load(done.native_bold).dataobj)
+    band = np.asarray(nib.load(found.crown).dataobj) > 0
+    assert band.sum() > 500
+    assert not band[..., 10:].any()
+    assert (values[band] > 100).all()
+    bare = interfaces.NoiseMasks(**options).run(cwd=tmp_path).outputs
+    assert (values[np.asarray(nib.load(bare.crown).dataobj) > 0] == 0).any()
 
 
 def test_crown_is_a_band_of_two_voxels():

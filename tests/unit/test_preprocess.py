@@ -382,6 +382,16 @@ def test_bad_input_inside_a_workflow_is_one_line(tmp_path, value, message):
     assert not (tmp_path / "run.crash.txt").exists()
 
 
+def test_a_run_with_hardly_a_volume_in_the_steady_state(tmp_path):
+    series = np.random.default_rng(0).random((12, 12, 12, 8)).astype(np.float32)
+    bold = str(save(tmp_path / "bold.nii", series))
+    node = interfaces.EstimateMotion(in_file=bold, n_dummy=4)
+    with pytest.raises(InputError, match=r"4 of 8 volumes are before the steady state: set pre"):
+        node.run(cwd=tmp_path)
+    node.inputs.n_dummy = 3
+    assert len(pd.read_csv(node.run(cwd=tmp_path).outputs.matrices, sep="\t")) == 8
+
+
 # --- registration --------------------------------------------------------------------------
 
 

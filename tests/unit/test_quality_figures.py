@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from nipype.algorithms.confounds import TSNR
 from PIL import Image
 from scipy import ndimage
 
@@ -98,6 +99,25 @@ def test_measures_of_a_run_out_of_its_files(run):
     cut = str(write_itk_affine(folder / "away.txt", away))
     node.inputs.to_t1w = cut
     assert 30 < node.run(cwd=folder).outputs.qc["coverage_brain"] < 70
+
+
+def test_temporal_snr_is_nipypes_from_the_steady_state_on(run, tmp_path):
+    files, _ = run
+    image = nib.load(files["bold"])
+    series = np.array(image.dataobj)
+    series[:4, :4, :4] = 7.0  # does not change
+    bright = np.concatenate([series[..., :2] * 3, series], axis=-1)
+    paths = {}
+    for name, values in (("plain", series), ("bright", bright)):
+        paths[name] = str(tmp_path / f"{name}.nii")
+        nib.save(as_image(values, image.affine, repetition_time=TR), paths[name])
+    plain = {f"{name}_file": str(tmp_path / f"{name}.nii") for name in ("tsnr", "mean", "stddev")}
+    theirs = TSNR(in_file=paths["plain"], **plain).run(cwd=tmp_path).outputs.tsnr_file
+    theirs = np.array(nib.load(theirs).dataobj)
+    folder = tmp_path / "ours"
+    folder.mkdir()
+    ours = interfaces.TemporalSnr(in_file=paths["bright"], n_dummy=2).run(cwd=folder).outputs
+    np.testing.assert_allclose(nib.load(ours.tsnr_file).get_fdata(), theirs, rtol=1e-3, atol=1e-4)
 
 
 def test_figures_of_a_run(run, tmp_path):

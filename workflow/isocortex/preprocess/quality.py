@@ -195,6 +195,28 @@ def summary(image: np.ndarray, inside: np.ndarray) -> dict[str, float]:
 # --- over time -------------------------------------------------------------------------------
 
 
+def temporal_signal_to_noise(series: np.ndarray) -> np.ndarray:
+    """tSNR: mean over standard deviation in time, as nipype's ``TSNR``.
+
+    Parameters
+    ----------
+    series
+        (x, y, z, time), from the steady state on.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32 (x, y, z); 0 where nothing changes.
+    """
+    mean = series.mean(axis=3, dtype=np.float64)
+    squares = np.zeros(mean.shape)
+    for t in range(series.shape[3]):
+        squares += (series[..., t] - mean) ** 2
+    spread = np.sqrt(squares / series.shape[3])
+    changes = spread > 1e-3
+    return np.divide(mean, spread, out=np.zeros(mean.shape), where=changes).astype(np.float32)
+
+
 def global_correlation(series: np.ndarray) -> float:
     """GCOR: mean correlation of all pairs of voxels, from one mean course (Saad et al. 2013).
 

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from nipype.algorithms.confounds import (
-    TSNR,
-    FramewiseDisplacement,
-    NonSteadyStateDetector,
-)
+from nipype.algorithms.confounds import FramewiseDisplacement, NonSteadyStateDetector
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
@@ -256,8 +252,7 @@ def init_bold_wf(
         name="compcor",
         mem_gb=base + 2 * series_gb,
     )
-    plain = {f"{name}_file": f"{name}.nii" for name in ("tsnr", "mean", "stddev")}
-    tsnr = Node(TSNR(**plain), name="tsnr", mem_gb=base + 3 * series_gb)
+    tsnr = Node(own.TemporalSnr(), name="tsnr", mem_gb=base + series_gb)
     confounds = Node(
         own.AssembleConfounds(fd_threshold=fd_threshold, dvars_threshold=dvars_threshold),
         name="confounds",
@@ -303,7 +298,7 @@ def init_bold_wf(
         [
             (reference, coregister, [("reference", "reference")]),
             (anatomy, masks, [("gm", "gm"), ("wm", "wm"), ("csf", "csf")]),
-            (resample, masks, [("native_mask", "mask")]),
+            (resample, masks, [("native_mask", "mask"), ("native_covered", "covered")]),
             (coregister, masks, [("to_t1w", "to_t1w")]),
             (motion, displacement, [("parameters", "in_file")]),
             (resample, dvars, [("native_bold", "in_file"), ("native_mask", "in_mask")]),
@@ -346,7 +341,7 @@ def init_bold_wf(
             (pictures, outputs, [("figures", "figures"), ("qc", "qc")]),
         ]
     )
-    needs_dummy += [compcor, confounds, quality, pictures]
+    needs_dummy += [compcor, tsnr, confounds, quality, pictures]
     if dummy_scans is None:
         steady = Node(NonSteadyStateDetector(), name="non_steady_state", mem_gb=base + series_gb)
         workflow.connect(read, "out_file", steady, "in_file")

@@ -25,7 +25,7 @@ from isocortex.preprocess.interfaces.motion import (
     EstimateMotionAnts,
     ReadSeries,
 )
-from isocortex.preprocess.interfaces.quality import RunQuality
+from isocortex.preprocess.interfaces.quality import RunQuality, TemporalSnr
 from isocortex.preprocess.interfaces.registration import Coregister, NormaliseReference
 from isocortex.preprocess.interfaces.resampling import ResampleSeries
 
@@ -50,6 +50,7 @@ __all__ = [
     "ResampleSeries",
     "RunQuality",
     "TemplateAnatomy",
+    "TemporalSnr",
     "TissueClasses",
     "UndistortReference",
 ]

@@ -13,6 +13,7 @@ from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     File,
     TraitedSpec,
+    isdefined,
     traits,
 )
 from scipy import ndimage
@@ -47,6 +48,7 @@ EDGE_COMPONENTS = 24
 
 class NoiseMasksInput(BaseInterfaceInputSpec):
     mask = File(exists=True, mandatory=True, desc="brain mask in the reference's space")
+    covered = File(exists=True, desc="voxels that every volume reaches; all by default")
     to_t1w = File(exists=True, mandatory=True, desc="reference to T1w, ITK text")
     gm = File(exists=True, mandatory=True)
     wm = File(exists=True, mandatory=True)
@@ -100,7 +102,11 @@ class NoiseMasks(Interface):
         if combined.sum() < 20:
             logger.info("too few voxels of white matter and CSF: aCompCor takes the whole brain")
             combined = brain
-        found |= {"combined": combined, "tissues": tissues, "crown": crown(brain)}
+        band = crown(brain)
+        if isdefined(self.inputs.covered):
+            # at the edge of the field of view a volume's 0 is no signal
+            band &= np.asarray(nib.load(self.inputs.covered).dataobj) > 0
+        found |= {"combined": combined, "tissues": tissues, "crown": band}
         for name, values in found.items():
             self._results[name] = self._keep(
                 runtime, f"{name}.nii.gz", values.astype(np.uint8), mask.affine

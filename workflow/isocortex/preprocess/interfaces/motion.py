@@ -17,6 +17,7 @@ from nipype.interfaces.base import (
 )
 from scipy import ndimage
 
+from isocortex.errors import InputError
 from isocortex.preprocess.images import read_series
 from isocortex.preprocess.interfaces.base import Interface
 from isocortex.preprocess.masks import epi_mask
@@ -30,6 +31,8 @@ from isocortex.preprocess.motion_ants import AntsAligner
 from isocortex.preprocess.transforms import (
     centre_of_grid,
 )
+
+_FEWEST = 5  # volumes in the steady state, as of a whole run
 
 
 class ReadSeriesInput(BaseInterfaceInputSpec):
@@ -91,7 +94,12 @@ class EstimateMotion(Interface):
         image = nib.load(self.inputs.in_file)
         series = np.asarray(image.dataobj)
         centre = centre_of_grid(image)
-        n_dummy = min(self.inputs.n_dummy, series.shape[3] - 2)
+        n_dummy, n_volumes = self.inputs.n_dummy, series.shape[3]
+        if n_dummy and n_volumes - n_dummy < _FEWEST:
+            raise InputError(
+                f"{n_dummy} of {n_volumes} volumes are before the steady state: set "
+                "preprocess.dummy_scans to their number, or exclude the run"
+            )
         rough = series[..., n_dummy :: max((series.shape[3] - n_dummy) // 10, 1)].mean(axis=3)
         mask = ndimage.binary_dilation(epi_mask(rough), iterations=1)
         options = {"mask": mask, "centre": centre, "aligner": self._aligner()}

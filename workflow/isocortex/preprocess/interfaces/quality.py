@@ -13,9 +13,31 @@ from nipype.interfaces.base import (
 )
 
 from isocortex.preprocess.interfaces.base import Interface
-from isocortex.preprocess.quality import run_quality, slice_means
+from isocortex.preprocess.quality import run_quality, slice_means, temporal_signal_to_noise
 from isocortex.preprocess.registration import load_template
 from isocortex.preprocess.transforms import apply_chain, read_itk_affine, read_transforms
+
+
+class TemporalSnrInput(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="run after motion correction")
+    n_dummy = traits.Int(0, usedefault=True, desc="volumes before the steady state, left out")
+
+
+class TemporalSnrOutput(TraitedSpec):
+    tsnr_file = File(exists=True)
+
+
+class TemporalSnr(Interface):
+    """nipype's TSNR of the volumes in the steady state."""
+
+    input_spec = TemporalSnrInput
+    output_spec = TemporalSnrOutput
+
+    def _run_interface(self, runtime):
+        image = nib.load(self.inputs.in_file)
+        ratio = temporal_signal_to_noise(np.asanyarray(image.dataobj)[..., self.inputs.n_dummy :])
+        self._results["tsnr_file"] = self._keep(runtime, "tsnr.nii", ratio, image.affine)
+        return runtime
 
 
 class RunQualityInput(BaseInterfaceInputSpec):

@@ -72,6 +72,7 @@ class ResampleSeriesInput(BaseInterfaceInputSpec):
 class ResampleSeriesOutput(TraitedSpec):
     native_bold = File(exists=True, desc="run on the reference's grid, for the confounds")
     native_mask = File(exists=True, desc="brain mask there")
+    native_covered = File(exists=True, desc="voxels there that every volume reaches")
     bold = traits.List(File(exists=True), desc="run in each space that is a volume")
     mask = traits.List(File(exists=True), desc="brain mask in each")
     boldref = traits.List(File(exists=True), desc="reference in each")
@@ -143,6 +144,10 @@ class ResampleSeries(Interface):
             ]
         for what in ("bold", "mask"):
             self._results[f"native_{what}"] = self._results[what][0]
+        covered = volumes[0].covered.reshape(volumes[0].shape).astype(np.uint8)
+        self._results["native_covered"] = self._keep(
+            runtime, "covered.nii.gz", covered, volumes[0].affine
+        )
         for what in ("bold", "mask", "boldref"):
             self._results[what] = self._results[what][1:]
         self._results["surface"] = [
