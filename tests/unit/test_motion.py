@@ -220,7 +220,8 @@ def test_ants_refuses_a_slab_that_it_cannot_register():
 
 
 def test_both_interfaces_write_the_same_files_and_their_displacement_is_nipypes(tmp_path):
-    truth = np.array([[0.0] * 6, [0.8, -0.5, 1.1, 0.02, -0.015, 0.01], [0.0] * 6])
+    truth = np.zeros((5, 6))
+    truth[1] = [0.8, -0.5, 1.1, 0.02, -0.015, 0.01]
     series = moved_series(FLIPPED, truth, CENTRE, noise=5.0)[::2, ::2, ::2]
     affine = FLIPPED @ np.diag([2.0, 2, 2, 1])
     path = str(save(tmp_path / "run.nii", series, affine, repetition_time=2.0))
