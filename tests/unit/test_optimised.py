@@ -18,6 +18,7 @@ from isocortex.glm.cross_validation import (
     fit_fractions,
     held_out_squares,
     shared_conditions,
+    standard_errors,
 )
 from isocortex.glm.estimate import fit_trials
 from isocortex.glm.noise_components import find_noise_pool, pool_covariance, principal_components
@@ -123,6 +124,19 @@ def test_a_target_without_variance_has_no_coefficients():
 
 
 # Cross-validation
+
+
+def test_what_is_not_measured_has_no_standard_error():
+    rng = np.random.default_rng(5)
+    design = rng.standard_normal((30, 4))
+    expected = np.sqrt(np.diag(np.linalg.inv(design.T @ design)))
+    np.testing.assert_allclose(standard_errors(decompose_design(design)), expected)
+    late = np.c_[design, 1e-9 * rng.standard_normal(30)]
+    found = standard_errors(decompose_design(late))
+    np.testing.assert_allclose(found[:4], expected)
+    assert found[4] == np.inf
+    twice = standard_errors(decompose_design(np.c_[design, design[:, 0]]))
+    assert list(np.isinf(twice)) == [True, False, False, False, True]
 
 
 def test_what_runs_have_in_common():
@@ -264,7 +278,7 @@ def test_planted_responses_are_recovered(tmp_path):
     # Betas are on the scale of what was planted.
     slope = np.sum(beta * found.truth, axis=0) / np.sum(found.truth**2, axis=0)
     assert np.median(slope) == pytest.approx(1, abs=0.06)
-    # Residual and betas belong together.
+    # What is written is what is summed up.
     squares = (residual.astype(float) ** 2).sum(axis=0)
     np.testing.assert_allclose(squares, result.residual_squares, rtol=1e-4)
     assert (result.residual_squares < result.nuisance_squares).all()
@@ -332,15 +346,6 @@ def test_noise_gains_no_reliability(tmp_path):
     assert abs(apart.mean()) < limit
     assert abs(together.mean()) < 2 * limit
     assert apart.std() == pytest.approx(1 / np.sqrt(49), rel=0.15)
-
-
-def test_a_half_knows_nothing_of_the_other(tmp_path):
-    found = simulate(n_voxels=32)
-    runs, data = found.part([0, 2])
-    first = estimate(fit_optimised, tmp_path, runs, data, hrfs=3)
-    found.data[1][:] = autocorrelated(np.random.default_rng(6), found.data[1].shape, 0.5)
-    again = estimate(fit_optimised, tmp_path, *found.part([0, 2]), hrfs=3)
-    np.testing.assert_array_equal(first[1], again[1])
 
 
 # What users of peers miss
@@ -438,6 +443,18 @@ def test_nothing_to_choose_from_is_least_squares_with_the_same_responses(tmp_pat
     expected = np.linalg.lstsq(matrix, found.data[0], rcond=None)[0]
     np.testing.assert_allclose(beta[:50], expected[:50], atol=1e-4)
     np.testing.assert_allclose(residual[:150], found.data[0] - matrix @ expected, atol=1e-5)
+    # A penalty shortens responses (and they are scaled back), not what is left as noise.
+    _, shrunk, same = estimate(
+        fit_optimised,
+        tmp_path,
+        found.runs,
+        found.data,
+        hrfs=1,
+        noise_components_max=0,
+        fractions=(0.3,),
+    )
+    assert np.abs(shrunk - beta).max() > 0.1
+    np.testing.assert_allclose(same, residual, atol=1e-5)
 
 
 def test_sessions_may_differ_in_their_mean_response(tmp_path):

@@ -77,7 +77,9 @@ def fit_optimised(
         With ``fraction``, ``noise_pool`` and ``r2_cross_validated`` of each voxel, and the noise
         components' number and curve in the attributes. ``effect`` and ``variance``, and thereby
         the z-scores, are those of the design with the response of the config, for which the data
-        choose nothing: they keep their false-positive rate.
+        choose nothing: they keep their false-positive rate. Residuals, and thereby the explained
+        variance, are those of the chosen design without a penalty, to which the degrees of freedom
+        belong.
 
     Notes
     -----
@@ -118,10 +120,11 @@ def fit_optimised(
         effect=found.effect,
         variance=found.variance,
         hrf_index=found.hrf.astype(np.int16),
-        beta_se=np.concatenate([share @ fit.errors(run) for run in range(len(runs))]),
+        beta_se=np.concatenate([fit.errors(run, share) for run in range(len(runs))]),
         degrees_of_freedom=[
             n - model.n_regressors for n, model in zip(series.n_volumes, fit.models, strict=True)
         ],
+        effect_degrees_of_freedom=[model.degrees_of_freedom for model in fit.plain],
         condition_number=[model.condition_number for model in fit.plain],
         voxel={
             "fraction": last.fraction,
@@ -369,7 +372,8 @@ class _Fit:
                 last.fraction[part.start + columns] = shrunk.fraction
                 for run, (design, values) in enumerate(zip(designs, shrunk.beta, strict=True)):
                     made[run][:, columns] = values
-                    along = design.values[:, None] * (design.rotation.T @ values)
+                    # Noise is what no response explains: a penalty would leave signal in it.
+                    along = design.values[:, None] * rotated[run]
                     cleaned[run][:, columns] -= design.projection @ along
             last.residual_squares[part] = sum(_squares(values) for values in cleaned)
             for run, values in enumerate(made):
@@ -379,12 +383,12 @@ class _Fit:
         self._each_block(one_block)
         return last
 
-    def errors(self, run: int) -> np.ndarray:
-        """Return each trial's standard error with each response: (n_hrfs, n_trials)."""
-        made = np.zeros((self.n_hrfs, self.models[run].regressors.shape[2]))
+    def errors(self, run: int, share: np.ndarray) -> np.ndarray:
+        """Return each trial's standard error, mean over the shares of voxels of each response."""
+        made = np.zeros(self.models[run].regressors.shape[2])
         for (number, hrf), design in self.decomposed.items():
             if number == run:
-                made[hrf] = standard_errors(design)
+                made += share[hrf] * standard_errors(design)
         return made
 
     def _take_products(self) -> None:
