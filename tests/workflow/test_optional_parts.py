@@ -57,4 +57,5 @@ def test_contrasts_and_images_of_betas_are_made_where_asked_for(tmp_path):
     assert done.returncode == 0, done.stderr
     for rule in ("fit_glm", "map_contrasts", "export_betas"):
         assert done.stdout.count(f"rule {rule}:") == 2
-    assert "sub-01_task-objects_contrasts.json" in done.stdout
+    report = done.stdout.split("rule report_subject:")[1].split("output:")[0]
+    assert "task-objects_contrasts.json" in report
