@@ -28,7 +28,6 @@ from isocortex.hrf_library import HRFLibrary, hrf_library
 from tests.unit.simulated_runs import (
     TR,
     ArraySeries,
-    autocorrelated,
     correlate,
     estimate,
     simulate,

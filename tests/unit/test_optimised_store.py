@@ -103,6 +103,24 @@ def test_halves_choose_for_themselves(study, tmp_path):
     assert (first.beta.values[~odd] != other.beta.values[~odd]).any()
 
 
+def test_z_is_that_of_least_squares(study, tmp_path):
+    """Also where the design of the config has other regressors than that of the betas."""
+    options, _ = study
+    few = {"hrfs": 2, "noise_components_max": 0, "fractions": [1.0]}
+    found = {}
+    for name in ("lsa", "optimised"):
+        fit_glm(
+            **{**options, "estimator": name},
+            out=tmp_path / name,
+            hrf="glover + derivative",
+            optimised=few,
+        )
+        found[name] = store.open(tmp_path / name, "betas").load()
+    plain, chosen = found["lsa"], found["optimised"]
+    assert plain.attrs["degrees_of_freedom"] < chosen.attrs["degrees_of_freedom"]
+    np.testing.assert_allclose(chosen.z_stimulus, plain.z_stimulus, rtol=1e-5)
+
+
 def test_prewhitening_is_refused(study, tmp_path):
     options, _ = study
     with pytest.raises(InputError, match="set it to ols"):

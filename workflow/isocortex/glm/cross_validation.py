@@ -29,6 +29,9 @@ is the best of several, and held-out runs share what they are predicted from."""
 WEAK = 5.0
 """Trials with more than this many times their run's median standard error choose no fraction."""
 
+_WHOLE = 0.99
+"""Share of a trial that must lie on the axes of its design for it to count as measured."""
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -326,8 +329,13 @@ def _measured(model: FractionalRidge) -> np.ndarray:
 
 
 def standard_errors(model: FractionalRidge) -> np.ndarray:
-    """Return each trial's standard error without a penalty, in units of the residual SD."""
-    return np.sqrt(np.sum((model.rotation / model.values) ** 2, axis=1))
+    """Return each trial's standard error without a penalty, in units of the residual SD.
+
+    Infinite where a trial lies, in part or whole, on axes that take no part, as one does that
+    began just before the last volume.
+    """
+    error = np.sqrt(np.sum((model.rotation / model.values) ** 2, axis=1))
+    return np.where(np.sum(model.rotation**2, axis=1) > _WHOLE, error, np.inf)
 
 
 def _choose_fraction(

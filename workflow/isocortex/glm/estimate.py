@@ -279,6 +279,7 @@ def fit_trials(
         hrf_index=np.zeros(series.n_voxels, dtype=np.int16),
         beta_se=np.concatenate([model.beta_se for model in models]),
         degrees_of_freedom=[model.degrees_of_freedom for model in models],
+        effect_degrees_of_freedom=[model.degrees_of_freedom for model in models],
         condition_number=[model.condition_number for model in models],
     )
 

@@ -34,8 +34,8 @@ class Estimates:
         Which haemodynamic response was used, 0 where there is no choice.
     beta_se : numpy.ndarray, shape (n_trials,)
         Standard error of each trial's beta in units of the residual SD.
-    degrees_of_freedom
-        Of each run: volumes less regressors.
+    degrees_of_freedom, effect_degrees_of_freedom
+        Of each run: volumes less regressors, of the model of the betas and of that of ``effect``.
     condition_number
         Of each run's design with centred, unit-norm columns.
     voxel
@@ -54,6 +54,7 @@ class Estimates:
     hrf_index: np.ndarray
     beta_se: np.ndarray
     degrees_of_freedom: list[int]
+    effect_degrees_of_freedom: list[int]
     condition_number: list[float]
     voxel: Mapping[str, np.ndarray] = field(default_factory=dict)
     attrs: Mapping[str, Any] = field(default_factory=dict)

@@ -332,7 +332,9 @@ def _assemble(
     for start in range(0, keep.size, BLOCK_VOXELS):
         part = keep[start : start + BLOCK_VOXELS]
         z[start : start + BLOCK_VOXELS] = fixed_effects_z(
-            estimates.effect[part], estimates.variance[part], sum(estimates.degrees_of_freedom)
+            estimates.effect[part],
+            estimates.variance[part],
+            sum(estimates.effect_degrees_of_freedom),
         )
     where = np.unravel_index(np.flatnonzero(mask)[keep], mask.shape)
     i, j, k = (axis.astype(np.int32) for axis in where)

@@ -67,8 +67,10 @@ def combine_halves(
     if len(parts) == 1:
         return parts[0]
     n_runs = len(n_trials)
-    per_run: dict[str, list[Any]] = {"degrees_of_freedom": [0] * n_runs}
-    per_run["condition_number"] = [0.0] * n_runs
+    per_run: dict[str, list[Any]] = {
+        name: [0] * n_runs
+        for name in ("degrees_of_freedom", "effect_degrees_of_freedom", "condition_number")
+    }
     beta_se: list[np.ndarray] = [np.empty(0)] * n_runs
     for part, members in zip(parts, halves, strict=True):
         last = np.cumsum([n_trials[run] for run in members])[:-1]

@@ -100,7 +100,7 @@ repeats, split_half
         f"The noise ceiling{single} follows Allen et al. (2022); its 95 % interval is that of a "
         "random-effects analysis of variance."
         if ceiling
-        else "No stimulus repeats, so there is no noise ceiling."
+        else "Fewer than two stimuli repeat, so there is no noise ceiling."
     )
     if sum(counts.values()):
         sentences.append(

@@ -58,7 +58,8 @@ def describe_repeats(
     Returns
     -------
     dict
-        Arrays of shape (n_voxels,), NaN where no stimulus repeats or the responses do not vary:
+        Arrays of shape (n_voxels,), NaN where fewer than two stimuli repeat (one varies with no
+        other) or the responses do not vary:
 
         ``noise_ceiling``
             Share of the variance of the mean over all repeats that the stimuli explain, 0 to 1.
@@ -92,7 +93,7 @@ def describe_repeats(
     repeats = _repeats(np.asarray(stimulus), usable)
     names = ("noise_ceiling", "ncsnr")
     ends = tuple(f"{name}_{end}" for name in names for end in ("low", "high"))
-    if not repeats:
+    if len(repeats) < 2:
         return {name: np.full(beta.shape[1], np.nan) for name in (*names, *ends, "reliability")}
     counts = np.array([rows.size for rows in repeats])
     variances = np.array([scaled[rows].var(axis=0, ddof=1) for rows in repeats])
@@ -103,15 +104,12 @@ def describe_repeats(
         ratio = np.maximum(total - noise, 0) / noise
     found = {"noise_ceiling": _ceiling(ratio, share), "ncsnr": np.sqrt(ratio)}
     n_stimuli, n_within = len(counts), int(counts.sum()) - len(counts)
-    if n_stimuli > 1:
-        means = np.array([scaled[rows].mean(axis=0) for rows in repeats])
-        pooled = np.einsum("s,sv->v", counts - 1, variances) / n_within
-        with np.errstate(divide="ignore", invalid="ignore"):
-            observed = means.var(axis=0, ddof=1) / share / pooled
-    else:
-        observed = np.full(beta.shape[1], np.nan)
+    means = np.array([scaled[rows].mean(axis=0) for rows in repeats])
+    pooled = np.einsum("s,sv->v", counts - 1, variances) / n_within
+    with np.errstate(divide="ignore", invalid="ignore"):
+        observed = means.var(axis=0, ddof=1) / share / pooled
     for end, probability in (("low", (1 + CONFIDENCE) / 2), ("high", (1 - CONFIDENCE) / 2)):
-        quantile = f_distribution.ppf(probability, max(n_stimuli - 1, 1), n_within)
+        quantile = f_distribution.ppf(probability, n_stimuli - 1, n_within)
         with np.errstate(invalid="ignore"):
             bound = np.maximum((observed / quantile - 1) * share, 0)
         found[f"ncsnr_{end}"] = np.sqrt(bound)
