@@ -165,3 +165,21 @@ def test_a_study_of_stimuli_alone_has_models_and_families(tmp_path):
     ):
         with pytest.raises(InputError, match=text):
             study.load_study(given | change)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"glm": {"contrasts": ["face"]}}, "must be keys with values"),
+        ({"glm": {"contrasts": {"a b": "face"}}}, 'has the name "a b": use letters and digits'),
+        ({"preprocess": {"spaces": "T1w"}}, "must be a list"),
+        ({"preprocess": {"interpolation": 3}}, "must be one of linear, cubic, quintic"),
+        ({"preprocess": {"compcor_components": "six"}}, "one of 50%, or a whole number"),
+        ({"preprocess": {"dummy_scans": "four"}}, "one of auto, or a whole number"),
+    ],
+)
+def test_messages_say_what_a_value_must_be_in_words(given, text):
+    with pytest.raises(InputError) as error:
+        config.check_config(MINIMAL | given)
+    assert text in str(error.value)
+    assert "\n" not in str(error.value)

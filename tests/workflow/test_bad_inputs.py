@@ -179,7 +179,7 @@ CASES = {
     "misspelt key": (key("glm.hfr", "spm"), "glm.hfr: no such key: did you mean 'hrf'?"),
     "misspelt section": (key("seeed", 2), "seeed: no such key: did you mean 'seed'?"),
     "value not allowed": (key("glm.hrf", "glovr"), "did you mean 'glover'?"),
-    "wrong type": (key("seed", "three"), 'seed is "three", but must be of type integer'),
+    "wrong type": (key("seed", "three"), 'seed is "three", but must be a whole number'),
     "study missing": (no_key("study"), "study is missing: name of the study"),
     "regions missing": (no_key("regions"), "regions is missing: name an atlas"),
     "no entry": (key("input", {"model_rdms": "x"}), "input needs one of"),

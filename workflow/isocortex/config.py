@@ -66,6 +66,23 @@ def _expand(value: Any, key: str) -> Any:
     return value
 
 
+_KINDS = {
+    "string": "a text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "array": "a list ([a, b])",
+    "object": "keys with values ({key: value})",
+    "null": "null",
+}
+"""Types of JSON schema in the words of a config."""
+
+
+def _kinds(types: str | list[str]) -> str:
+    listed = [types] if isinstance(types, str) else types
+    return " or ".join(_KINDS[kind] for kind in listed)
+
+
 def _explain(error: Any) -> str:
     """Return one line for one schema error."""
     key = ".".join(str(part) for part in error.absolute_path)
@@ -84,13 +101,24 @@ def _explain(error: Any) -> str:
         return f"config: {full} is missing: {doc or 'add it'} (see config/README.md)"
     value = json.dumps(error.instance, ensure_ascii=False, default=str)
     value = value if len(value) <= 60 else value[:57] + "..."
+    if "propertyNames" in error.absolute_schema_path and error.validator == "pattern":
+        plain = error.validator_value == "^[A-Za-z0-9]+$"
+        rule = "letters and digits only" if plain else f"one that matches {error.validator_value}"
+        return f"config: {key} has the name {value}: use {rule}"
+    anyof = error.parent is not None and error.parent.validator == "anyOf"
+    forms = error.parent.validator_value if anyof else ()
+    others = [form["type"] for form in forms if "enum" not in form and "type" in form]
+    if error.validator == "type" and "enum" in error.schema:
+        allowed = ", ".join(str(v) for v in error.schema["enum"])
+        return f"config: {key} is {value}, but must be one of {allowed}"
     if error.validator == "enum":
         allowed = ", ".join(str(v) for v in error.validator_value)
+        allowed += "".join(f", or {_KINDS[kind]}" for kind in others)
         near = difflib.get_close_matches(str(error.instance), map(str, error.validator_value), n=1)
         hint = f": did you mean {near[0]!r}?" if near else ""
         return f"config: {key} is {value}, but must be one of {allowed}{hint}"
     wanted = {
-        "type": lambda v: f"must be of type {v if isinstance(v, str) else ' or '.join(v)}",
+        "type": lambda v: f"must be {_kinds(v)}",
         "minimum": lambda v: f"must be at least {v}",
         "maximum": lambda v: f"must be at most {v}",
         "exclusiveMinimum": lambda v: f"must be above {v}",
@@ -222,6 +250,9 @@ def sections(schema: Mapping[str, Any] | None = None, prefix: str = "") -> Itera
             "default": "",
             "description": part.get("description", ""),
         }
+        if "anyOf" in part:
+            forms = (form.get("enum", [form.get("type")]) for form in part["anyOf"])
+            row["type"] = " or ".join(str(value) for form in forms for value in form)
         if "enum" in part:
             row["type"] = " or ".join(str(value) for value in part["enum"])
         if part.get("properties") and part.get("default", {}) == {}:
