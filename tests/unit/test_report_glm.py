@@ -14,7 +14,7 @@ from isocortex.report.drawing import report_style
 from isocortex.report.page import Note, Picture, Table
 from isocortex.report.processing import processing_blocks
 from isocortex.report.study_flags import processing_flags
-from isocortex.report.study_quality import quality_section, read_anatomy_quality
+from isocortex.report.study_quality import quality_section, read_anatomy_quality, read_run_quality
 from isocortex.report.subject_contrasts import contrast_blocks
 from isocortex.report.subject_design import design_blocks
 from isocortex.report.subject_estimator import estimator_blocks, read_choices, response_curves
@@ -260,6 +260,8 @@ def test_the_study_flags_registrations_and_compares_anatomies(tmp_path):
             write_manifest(tmp_path / f"{k}/fmap.json", subject=str(k), fieldmap="a", qc={"a": 1}),
         ]
     assert [a["run"] for a in read_anatomy_quality(paths)] == [f"sub-{k}" for k in range(6)]
+    costs = [run["coregistration_cost"] for run in read_run_quality(paths)]
+    assert costs == [0.44, 0.44, 0.61, 0.44, 0.44, 0.44]
     flags = processing_flags(paths)
     assert [row[:2] for row in flags] == [
         ["Registration to the template", "sub-4, anatomy"],

@@ -13,6 +13,7 @@ import numpy as np
 from isocortex import provenance
 from isocortex.report.drawing import ACCENT, MUTED, RULE, WARM, new_figure, svg_uri
 from isocortex.report.page import Heading, Note, Picture, Table, capital, count, number
+from isocortex.report.processing import coregistration_refused
 
 THRESHOLD = 3.0
 """Robust z over which a run is marked."""
@@ -64,7 +65,7 @@ MEASURES = (
     Measure("spikes_num", "Spikes", "high", 1.0, 0),
     Measure("coverage_brain", "Brain in view, %", "low", 1.0, 1),
     Measure("coverage_template", "Template in view, %", "low", 1.0, 1),
-    Measure("coregistration_cost_after", "Coregistration cost", "high", 0.005, 3),
+    Measure("coregistration_cost", "Coregistration cost", "high", 0.005, 3),
     Measure("dice_t1w_mask", "Dice with T1w mask", "low", 0.005, 3),
 )
 ANATOMY_MEASURES = (
@@ -212,14 +213,24 @@ def read_run_quality(paths: Sequence[Path | str]) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        Measures by name, and the run's name, sorted by it.
+        Measures by name, and the run's name, sorted by it; ``coregistration_cost`` is that of the
+        pose that was accepted.
     """
     found = [
-        {**manifest["qc"], "run": Path(str(manifest["run"])).name}
+        {
+            **manifest["qc"],
+            **_accepted_cost(manifest["qc"]),
+            "run": Path(str(manifest["run"])).name,
+        }
         for manifest in _measured(paths)
         if manifest.get("run")
     ]
     return sorted(found, key=lambda run: run["run"])
+
+
+def _accepted_cost(qc: Mapping[str, Any]) -> dict[str, Any]:
+    when = f"coregistration_cost_{'before' if coregistration_refused(qc) else 'after'}"
+    return {"coregistration_cost": qc[when]} if when in qc else {}
 
 
 def read_anatomy_quality(paths: Sequence[Path | str]) -> list[dict[str, Any]]:
@@ -269,7 +280,8 @@ def quality_section(paths: Sequence[Path | str]) -> list[Any]:
             title="Image quality of the runs",
             listed="Image quality by run",
             what="run",
-            source="Measures as MRIQC defines them (Esteban et al. 2017).",
+            source="Measures that MRIQC has are defined as there (Esteban et al. 2017); the cost is "
+            "that of the registration to the T1w image that was accepted.",
         ),
         *_quality_blocks(
             quality_table(read_anatomy_quality(paths), wanted=ANATOMY_MEASURES),
