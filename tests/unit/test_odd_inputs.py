@@ -157,6 +157,11 @@ def test_motion_does_not_depend_on_how_an_oblique_grid_is_stored(way):
         ({"RepetitionTime": 2.0}, 2.01, "sec", "2.0 s in its JSON and 2.01 s in its header"),
         ({"RepetitionTime": 2000}, 2.0, "sec", "RepetitionTime is 2000 in its JSON"),
         ({}, 0.0, "sec", "none in its header"),
+        # a step without a unit is seconds, but for the 1 of converters that know none
+        ({}, 2.0, None, 2.0),
+        ({"RepetitionTime": 2.5}, 2.0, None, "2.5 s in its JSON and 2 s in its header"),
+        ({"RepetitionTime": 2.0}, 1.0, None, 2.0),
+        ({}, 1.0, None, "none in its header"),
     ],
 )
 def test_the_repetition_time_is_told_once_or_alike(tmp_path, sidecar, header, unit, expected):

@@ -457,7 +457,6 @@ def read_header(path: str | Path) -> Header:
     pixdim = struct.unpack(order + "8f", head[76:108])
     kind = struct.unpack(order + "h", head[70:72])[0]
     start = struct.unpack(order + "f", head[108:112])[0]
-    unit = {0: 1.0, 8: 1.0, 16: 1e-3, 24: 1e-6}.get(head[123] & 0x38, 1.0)
     affine = struct.unpack(order + "12f", head[280:328])
     shape = tuple(max(1, n) for n in dim[1 : dim[0] + 1])
     if dim[0] > 3:
@@ -468,7 +467,25 @@ def read_header(path: str | Path) -> Header:
         short = length != expected % (1 << 32) if packed else length < expected
         if short and not (packed and _unpacked_length(path) >= expected):
             raise InputError(f"{path} is truncated: it is shorter than its header says; restore it")
-    return Header(shape, tuple(pixdim[1 : len(shape) + 1]), affine, pixdim[4] * unit)
+    seconds = header_seconds(pixdim[4], head[123])
+    return Header(shape, tuple(pixdim[1 : len(shape) + 1]), affine, seconds)
+
+
+def header_seconds(step: float, units: int) -> float:
+    """Return the repetition time of a NIfTI header in seconds, 0 where it has none.
+
+    Parameters
+    ----------
+    step
+        ``pixdim[4]``.
+    units
+        ``xyzt_units``. Without a unit of time a step of 1 is what converters leave that know
+        no repetition time; any other is taken as seconds.
+    """
+    unit = units & 0x38
+    if not step > 0 or (unit == 0 and step == 1):
+        return 0.0
+    return step * {16: 1e-3, 24: 1e-6}.get(unit, 1.0)
 
 
 def _unpacked_length(path: Path) -> int:

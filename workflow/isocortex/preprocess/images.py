@@ -190,7 +190,8 @@ def read_timing(image: nib.Nifti1Image, metadata: Mapping[str, Any], path: str |
         another length than there are slices, or values outside of
         [0, RepetitionTime).
     """
-    found = _header_repetition_time(image) or 0.0
+    step = float(image.header["pixdim"][4])
+    found = bids.header_seconds(step, int(image.header["xyzt_units"]))
     header = bids.Header(image.shape, image.header.get_zooms(), (), found)
     value = bids.repetition_time(path, metadata, header)
     times, axis = bids.slice_times(path, metadata, image.shape, value)
@@ -263,16 +264,6 @@ class SeriesWriter:
     def close(self) -> None:
         """Finish the file."""
         self._file.close()
-
-
-def _header_repetition_time(image: nib.Nifti1Image) -> float | None:
-    zooms = image.header.get_zooms()
-    if len(zooms) < 4 or not zooms[3] > 0:
-        return None
-    unit = image.header.get_xyzt_units()[1]
-    factor = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}.get(unit)
-    # converters that know no repetition time leave 1 and no unit
-    return None if factor is None else float(zooms[3]) * factor
 
 
 def _some(numbers: np.ndarray) -> str:
