@@ -280,8 +280,8 @@ def quality_section(paths: Sequence[Path | str]) -> list[Any]:
             title="Image quality of the runs",
             listed="Image quality by run",
             what="run",
-            source="Measures that MRIQC has are defined as there (Esteban et al. 2017); the cost is "
-            "that of the registration to the T1w image that was accepted.",
+            source="Measures that MRIQC has are defined as there (Esteban et al. 2017); the cost "
+            "is that of the registration to the T1w image that was accepted.",
         ),
         *_quality_blocks(
             quality_table(read_anatomy_quality(paths), wanted=ANATOMY_MEASURES),
