@@ -1,5 +1,6 @@
 """What the rules share: the study, its paths, and which results belong to it."""
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -10,7 +11,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
 
-from isocortex.bids import SURFACES, stimuli_beside, stimulus_sidecar
+from isocortex.bids import (
+    SURFACES,
+    read_header,
+    stimuli_beside,
+    stimulus_sidecar,
+)
 from isocortex.errors import InputError
 from isocortex.fieldmaps_metadata import fieldmap_as_dict
 from isocortex.parallel import hand_on_scheduler
@@ -292,6 +298,12 @@ def raw_bold(wildcards):
 
 def raw_bold_content(wildcards):
     return fingerprint(raw_bold(wildcards))
+
+
+def bold_mem_mb(wildcards):
+    """Return the memory of preprocess_bold: three times a long run, as float32."""
+    values = math.prod(read_header(raw_bold(wildcards)).shape)
+    return max(3500, 1500 + 3 * 4 * values // 10**6)
 
 
 def raw_sidecars(wildcards):

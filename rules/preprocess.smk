@@ -126,7 +126,7 @@ rule preprocess_bold:
         "../envs/preprocess.yaml"
     threads: 1
     resources:
-        mem_mb=3500,
+        mem_mb=bold_mem_mb,
         runtime=120,
     params:
         options=options("preprocess"),
