@@ -1252,6 +1252,36 @@ def target_preprocess():
             for label, subject in STUDY.subjects.items()
             for run in subject.runs
         ),
+        *whole_runs(STUDY.tasks),
+    ]
+
+
+def whole_runs(tasks):
+    """Return the outputs of runs that depend on config and files, for every target.
+
+    Snakemake does not see that params changed where an output is missing that nothing asks for:
+    a new space, or a T1w that is gone, would leave all of the run as it was.
+    """
+    if ENTRY != "bids":
+        return []
+    runs = [
+        (label, run.stem)
+        for label, subject in STUDY.subjects.items()
+        for run in subject.runs
+        if run.task in tasks
+    ]
+    route = {
+        True: "from-boldref_to-T1w_mode-image_xfm.txt",
+        False: f"from-boldref_to-{TEMPLATE}_mode-image_xfm.h5",
+    }
+    return [
+        path
+        for label, stem in runs
+        for path in [
+            *each_space("desc-preproc_bold.nii.gz", label, stem),
+            *each_hemisphere("desc-preproc_bold.func.gii", label, stem),
+            func(route[has_t1w(label)], label, stem),
+        ]
     ]
 
 
@@ -1266,7 +1296,7 @@ def target_glm():
         )
         for label, subject in STUDY.subjects.items()
         for task in subject.tasks()
-    ] + beside_betas()
+    ] + [*beside_betas(), *whole_runs(STUDY.tasks)]
 
 
 def beside_betas():
@@ -1296,17 +1326,20 @@ def target_rsa():
         "searchlight_group",
         "searchlight_surface_group",
     )
-    return manifests_of([store for kind in kinds for store in study_stores(kind)])
+    stores = [store for kind in kinds for store in study_stores(kind)]
+    return manifests_of(stores) + whole_runs(STUDY.trial_tasks)
 
 
 def target_trsa():
     kinds = ("identification", "topology", "layer_identification", *TRSA_OPTIONAL)
-    return manifests_of([store for kind in kinds for store in study_stores(kind)])
+    stores = [store for kind in kinds for store in study_stores(kind)]
+    return manifests_of(stores) + whole_runs(STUDY.trial_tasks)
 
 
 def target_encoding():
     kinds = ("encoding_summary", "weights", "readout", "encoding_joint", "universal")
-    return manifests_of([store for kind in kinds for store in study_stores(kind)])
+    stores = [store for kind in kinds for store in study_stores(kind)]
+    return manifests_of(stores) + whole_runs(STUDY.tasks)
 
 
 def target_reports():

@@ -118,6 +118,11 @@ def test_editing_a_script_runs_its_rule(demo, code_copy):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
+        # A space that nothing else reads must not hide the other key.
+        (
+            "preprocess: {spaces: [MNI152NLin2009aSym, fsaverage5], interpolation: linear}",
+            (SUBJECT - {"preprocess_anat"}) | STUDY,
+        ),
         ("glm: {hrf: spm}", (SUBJECT - PREPROCESS - {"transform_regions"}) | STUDY),
         (
             "rsa: {correction: none}",
