@@ -391,7 +391,7 @@ def test_responses_made_elsewhere_come_without_design_and_fit(files, tmp_path):
     responses = page.section("responses")
     assert "One-sample t over 72 single-trial responses" in responses
     assert "Temporal signal-to-noise ratio: no map" in responses
-    assert "no stimulus repeats" in responses
+    assert "fewer than two stimuli repeat" in responses
 
 
 def test_trial_z_agrees_with_scipy():

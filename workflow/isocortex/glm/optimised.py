@@ -90,7 +90,7 @@ def fit_optimised(
     fits best, all having as many regressors, and there are neither noise components nor
     regularisation.
 
-    The series are read four times, block by block of voxels.
+    The series are read up to five times, block by block of voxels.
     """
     wanted = check_fractions(fractions)
     library = hrf_library(hrfs)

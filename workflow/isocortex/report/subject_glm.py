@@ -154,7 +154,7 @@ def response_blocks(
                 reason = (
                     "no voxel passes the threshold"
                     if label.startswith("z") and whole.size
-                    else "no stimulus repeats"
+                    else "fewer than two stimuli repeat"
                     if label in ("ncsnr", "% of variance")
                     else "fewer than three stimuli repeat"
                     if label == "split-half r"
