@@ -11,8 +11,10 @@ from isocortex.hrf_library import hrf_library
 from isocortex.report import ReportOptions, report_subject
 from isocortex.report.brain import Grounds
 from isocortex.report.drawing import report_style
+from isocortex.report.methods_glm import response_sentences
 from isocortex.report.page import Note, Picture, Table
 from isocortex.report.processing import processing_blocks
+from isocortex.report.references import REFERENCES
 from isocortex.report.study_flags import processing_flags
 from isocortex.report.study_quality import quality_section, read_anatomy_quality, read_run_quality
 from isocortex.report.subject_contrasts import contrast_blocks
@@ -278,6 +280,31 @@ def test_the_study_flags_registrations_and_compares_anatomies(tmp_path):
     )
     few = quality_section(paths[:3])
     assert any("With 1 subject no outlier" in b.text for b in few if isinstance(b, Note))
+
+
+def test_methods_of_the_study_cite_what_the_estimator_did(plain):
+    cited = []
+
+    def cite(*keys):
+        cited.extend(keys)
+        return "[1]"
+
+    told = " ".join(response_sentences([plain], cite, str))
+    assert told.startswith("Responses were estimated.")
+    assert cited == ["nilearn", "friston", "nsd"]
+    cited.clear()
+    halves = made.with_choices(plain, halves=True)
+    halves.attrs["halves"][1]["noise_components"] = 1
+    halves.attrs["methods"] = "Otherwise."
+    told = " ".join(response_sentences([plain, halves], cite, str))
+    assert told.startswith("Subject 01, task objects (the reports of the others say")
+    assert "the number of noise components that were taken out of a run is 1 and 3" in told
+    assert cited[2:] == ["glmdenoise", "fractional", "glmsingle", "nsd", "harmonic_mean"]
+    assert set(cited) <= set(REFERENCES)
+    separate = plain.assign_attrs(estimator="least squares, each trial separately")
+    cited.clear()
+    response_sentences([separate], cite, str)
+    assert "least_squares_separate" in cited
 
 
 def test_the_whole_page_is_the_same_bytes_each_time(plain, tmp_path):

@@ -10,6 +10,7 @@ import xarray as xr
 
 from isocortex.report.comparison import comparison_name
 from isocortex.report.methods_encoding import encoding_sentences, features_sentences
+from isocortex.report.methods_glm import response_sentences
 from isocortex.report.methods_preprocess import preprocessing_sentences
 from isocortex.report.model_tests import model_tests, strongest_test
 from isocortex.report.page import Heading, Paragraph, join
@@ -81,18 +82,7 @@ def methods_blocks(
             "text.",
         )
     if opened["betas"]:
-        attrs = opened["betas"][0].attrs
-        told = str(attrs.get("methods", "")).strip() or (
-            f"Single-trial responses were estimated by {attrs['estimator']}, haemodynamic "
-            f"response: {attrs.get('hrf', 'not recorded')}."
-        )
-        add(
-            "Single-trial responses",
-            told,
-            f"Design matrices follow {version('nilearn')} {cite('nilearn', 'friston')}. Signal, "
-            "noise and noise ceiling of single-trial responses are those of the Natural Scenes "
-            f"Dataset {cite('nsd')}.",
-        )
+        add("Single-trial responses", *response_sentences(opened["betas"], cite, version))
     if features := features_sentences(config, cite):
         add("Model features", *features)
     if opened["rdms"]:

@@ -137,10 +137,8 @@ REFERENCES = {
         Reference(
             "nsd",
             "Allen EJ, St-Yves G, Wu Y, et al. (2022). A massive 7T fMRI dataset to bridge "
-            "cognitive "
-            "neuroscience and artificial intelligence. Nature Neuroscience 25:116–126. Noise "
-            "ceiling "
-            "of single-trial designs.",
+            "cognitive neuroscience and artificial intelligence. Nature Neuroscience 25:116–126. "
+            "Noise ceiling of single-trial designs.",
             "10.1038/s41593-021-00962-x",
         ),
         Reference(
@@ -330,6 +328,32 @@ REFERENCES = {
             "Lin R, Naselaris T, Kay K, Wehbe L (2023). Stacked regressions and structured "
             "variance partitioning for interpretable brain maps. bioRxiv 2023.04.23.537988.",
             "10.1101/2023.04.23.537988",
+        ),
+        Reference(
+            "glmsingle",
+            "Prince JS, Charest I, Kurzawski JW, Pyles JA, Tarr MJ, Kay KN (2022). Improving the "
+            "accuracy of single-trial fMRI response estimates using GLMsingle. eLife 11:e77599.",
+            "10.7554/eLife.77599",
+        ),
+        Reference(
+            "glmdenoise",
+            "Kay KN, Rokem A, Winawer J, Dougherty RF, Wandell BA (2013). GLMdenoise: a fast, "
+            "automated technique for denoising task-based fMRI data. Frontiers in Neuroscience "
+            "7:247.",
+            "10.3389/fnins.2013.00247",
+        ),
+        Reference(
+            "least_squares_separate",
+            "Mumford JA, Turner BO, Ashby FG, Poldrack RA (2012). Deconvolving BOLD activation in "
+            "event-related designs for multivoxel pattern classification analyses. NeuroImage "
+            "59:2636–2643.",
+            "10.1016/j.neuroimage.2011.08.076",
+        ),
+        Reference(
+            "harmonic_mean",
+            "Thomas JD, Hultquist RA (1978). Interval estimation for the unbalanced case of the "
+            "one-way random effects model. Annals of Statistics 6:582–587.",
+            "10.1214/aos/1176344202",
         ),
         Reference(
             "fractional",

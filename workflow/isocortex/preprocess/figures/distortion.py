@@ -13,6 +13,13 @@ from isocortex.preprocess.figures.book import MUTED, RED, FigureBook, Slices
 from isocortex.preprocess.masks import epi_mask
 from isocortex.preprocess.registration import foreground
 
+_FIELDS = {
+    "phasediff": "a phase-difference map",
+    "phases": "two phase maps",
+    "fieldmap": "a measured field",
+    "pepolar": "images of opposite phase encoding",
+}
+
 
 def fieldmap_figures(
     folder: Path,
@@ -105,10 +112,10 @@ def add_distortion_figure(
         first,
         "bold_distortion.png",
         "Susceptibility distortion",
-        f"BOLD reference as recorded and undistorted ({qc['distortion']}) in turn, with the "
-        "outline of the brain of the undistorted one; signal moved by "
-        f"{qc['distortion_median_mm']:.1f} mm in the median and by {qc['distortion_max_mm']:.1f} "
-        "mm where most.",
+        "BOLD reference as recorded and undistorted in turn (from "
+        f"{_FIELDS[qc['distortion']]}), with the outline of the brain of the undistorted one; "
+        f"signal moved by {qc['distortion_median_mm']:.1f} mm in the median and by "
+        f"{qc['distortion_max_mm']:.1f} mm where most.",
         flicker=second,
         labels=("recorded", "undistorted"),
     )
