@@ -133,8 +133,10 @@ def warn_of_unused(subjects: Mapping[str, Subject]) -> None:
     if unused:
         first = unused[0]
         logger.warning(
-            "%d runs are not corrected for distortion although there are fieldmaps; %s: %s",
+            "isocortex: %d run%s not corrected for distortion although there are fieldmaps; %s: "
+            "%s. If it should be, correct the sidecars' IntendedFor (docs/preprocessing.md)",
             len(unused),
+            " is" if len(unused) == 1 else "s are",
             first.bold,
             first.no_fieldmap,
         )
@@ -247,9 +249,12 @@ def _of_run(
         near = [file for file in files if file.session == run.session and file.suffix in _KINDS]
         if not near:
             return NO_FIELDMAP
+        meant = _listed(near[0].meta.get("IntendedFor"), "IntendedFor", near[0].path)
+        told = f"its IntendedFor names {meant[0]}" if meant else "it has no IntendedFor"
+        told += f" and {len(meant) - 1} more" if len(meant) > 1 else ""
         return (
-            f"fmap/ holds {near[0].path.name}, but no IntendedFor names the run and its sidecar "
-            "has no B0FieldSource"
+            f"fmap/ holds {near[0].path.name}, but no IntendedFor names the run ({told}) and the "
+            "run's sidecar has no B0FieldSource"
         )
     same_targets = [
         other

@@ -17,6 +17,7 @@ from isocortex import bids
 from isocortex.config import check_config
 from isocortex.confound_strategy import parse_strategy
 from isocortex.derivatives import index_derivatives, made_by, on_mni152, parse_space
+from isocortex.early_checks import check_own_confounds, check_recording, check_trials
 from isocortex.errors import InputError
 from isocortex.feature_arrays import array_files, check_arrays
 from isocortex.fieldmaps_index import (
@@ -227,6 +228,12 @@ def check_spaces(spaces: Sequence[str], analysed: str) -> None:
             f"config: glm.space is {analysed}, a surface: name a volume of preprocess.spaces; "
             "surface searchlights and maps take their values from the template's volume"
         )
+    label, colon, _ = analysed.partition(":")
+    if colon and label in spaces:
+        raise InputError(
+            f"config: glm.space is {analysed!r}: write {label}; preprocess.resolution is the voxel "
+            "size, and what follows a colon is for derivatives"
+        )
     if analysed not in spaces:
         raise InputError(
             f"config: glm.space is {analysed!r}, which preprocess.spaces "
@@ -269,6 +276,7 @@ def load_study(config: Mapping[str, Any]) -> Study:
             subjects = add_fieldmaps(given["bids"], subjects)
         else:
             subjects = without_fieldmaps(subjects)
+        check_own_confounds(checked["glm"]["confound_columns"])
         check_spaces(checked["preprocess"]["spaces"], checked["glm"]["space"])
     elif entry == "derivatives":
         if "bids" not in given:
@@ -1062,6 +1070,11 @@ def check_inputs(study: Study) -> None:
                     )
                     for run in subject.of(task)
                 ]
+                if study.entry == "bids":
+                    for run, header in checked:
+                        check_recording(run, header.shape, config["preprocess"])
+                if task not in study.continuous_tasks:
+                    check_trials(subject.of(task), config["glm"])
                 if study.entry == "derivatives":
                     bids.check_grids(checked)
                     for run, _ in checked:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,17 @@ def contrast_weights(expression: str, conditions: Sequence[str]) -> np.ndarray:
         Where the expression names what is no condition, or is no weighted sum.
     """
     known = f"conditions are {', '.join(conditions)}"
+    written = "" if expression in conditions else expression
+    for quoted, plain in re.findall(r"`([^`]+)`|(?<![\w.])([^\W\d]\w*)", written):
+        word = quoted or plain
+        if word not in conditions:
+            near = difflib.get_close_matches(word, conditions, n=1)
+            hint = "put names that are no words in backticks"
+            if near:
+                hint = f"did you mean {near[0] if near[0].isidentifier() else f'`{near[0]}`'}?"
+            raise InputError(
+                f"{expression!r} names {word!r}, which is no condition: {known}; {hint}"
+            )
     try:
         weights = np.asarray(expression_to_contrast_vector(expression, [*conditions, _NOTHING]))
     except (ValueError, AttributeError, TypeError):
