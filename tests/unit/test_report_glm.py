@@ -13,7 +13,7 @@ from isocortex.report.brain import Grounds
 from isocortex.report.drawing import report_style
 from isocortex.report.methods_glm import response_sentences
 from isocortex.report.page import Note, Picture, Table
-from isocortex.report.processing import processing_blocks
+from isocortex.report.processing import coregistration_text, processing_blocks
 from isocortex.report.references import REFERENCES
 from isocortex.report.study_flags import processing_flags
 from isocortex.report.study_quality import quality_section, read_anatomy_quality, read_run_quality
@@ -224,6 +224,8 @@ def test_what_was_done_to_runs_and_what_needs_a_look(tmp_path):
     assert first[3] == "boundary: cost 0.610 → 0.440, 1.2 mm"
     assert second[1] == "not corrected: the sidecar has no SliceTiming"
     assert second[3].endswith("refinement to 0.440 refused, its cost is above 0.9")
+    slab = refused | dict.fromkeys(("coregistration_cost_before", "coregistration_cost_after"))
+    assert coregistration_text(slab) == ("mutual information; not refined, its cost is above 0.9")
 
 
 def test_a_subject_without_a_t1w_says_so(tmp_path):

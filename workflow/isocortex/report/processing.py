@@ -145,7 +145,9 @@ def coregistration_text(qc: Mapping[str, Any]) -> str:
     )
     if accepted == "bbr":
         return f"boundary: cost {before} → {after}, {moved} mm"
-    why = str(qc.get("coregistration_note") or "refused").removeprefix("refused: ")
+    why = str(qc.get("coregistration_note") or "no reason recorded").removeprefix("refused: ")
+    if qc.get("coregistration_cost_before") is None:
+        return f"mutual information; not refined, {why}"
     return f"mutual information: cost {before}; refinement to {after} refused, {why}"
 
 
