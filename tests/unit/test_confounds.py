@@ -335,10 +335,16 @@ def test_expansions_and_outliers():
     np.testing.assert_array_equal(columns["trans_x_derivative1"], [np.nan, 2, -1])
     np.testing.assert_array_equal(columns["trans_x_derivative1_power2"], [np.nan, 4, 1])
     rows = motion_outliers(
-        np.array([np.nan, 0.6, 0.1, 0.7]),
-        np.array([np.nan, 1.0, 1.6, 1.0]),
+        np.array([np.nan, 0.6, 0.1, 0.7, 0.1, 0.1]),
+        np.array([np.nan, 1.0, 9.0, 1.0, 1.6, 1.0]),
         fd_threshold=0.5,
         dvars_threshold=1.5,
         n_dummy=2,
     )
-    np.testing.assert_array_equal(rows, [2, 3])
+    # volume 2 is brighter than nothing but the dummy before it
+    np.testing.assert_array_equal(rows, [3, 4])
+    moved = np.array([np.nan, 0.1, 0.6])
+    options = {"fd_threshold": 0.5, "dvars_threshold": 1.5}
+    rows = motion_outliers(moved, np.array([np.nan, 1.6, 1.0]), **options)
+    np.testing.assert_array_equal(rows, [1, 2])
+    np.testing.assert_array_equal(motion_outliers(moved, moved, **options, n_dummy=2), [2])

@@ -167,7 +167,8 @@ def motion_outliers(
     dvars_threshold
         Standardised DVARS.
     n_dummy
-        Volumes before the steady state have indicators of their own.
+        Volumes before the steady state have indicators of their own; DVARS of the volume after
+        them is a change of their brightness, and is not looked at.
 
     Returns
     -------
@@ -175,7 +176,9 @@ def motion_outliers(
         Row numbers.
     """
     over = np.nan_to_num(framewise_displacement) > fd_threshold
-    over |= np.nan_to_num(std_dvars) > dvars_threshold
+    bright = np.nan_to_num(std_dvars) > dvars_threshold
+    bright[: n_dummy + 1] = False  # the first volume has no DVARS
+    over |= bright
     over[:n_dummy] = False
     return np.flatnonzero(over)
 

@@ -57,6 +57,7 @@ class AverageAnatomy(Interface):
         first = images[0]
         total = np.asarray(first.dataobj, np.float32)
         level = np.median(total[registration.foreground(total)])
+        count = np.ones(first.shape, np.float32)
         for image in images[1:]:
             chain, _ = registration.register(
                 registration.downsample(first, 2.0),
@@ -70,7 +71,10 @@ class AverageAnatomy(Interface):
             moved = registration.warp(image, chain, first, order=3)
             own = np.median(moved[registration.foreground(moved)])
             total = total + np.maximum(moved, 0) * (level / own)
-        mean = total / len(images)
+            # a volume that ends earlier says nothing about what lies beyond it
+            view = as_image(np.ones(image.shape, np.float32), image.affine)
+            count += registration.warp(view, chain, first) > 0.5
+        mean = total / count
         if len(images) > 1:
             logger.info("averaged %d T1w volumes on the grid of the first", len(images))
         self._results["out_file"] = self._keep(runtime, "t1w.nii", mean, first.affine)
