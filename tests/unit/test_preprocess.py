@@ -29,7 +29,7 @@ from isocortex.preprocess.images import (
     read_series,
     read_timing,
 )
-from isocortex.preprocess.outputs import spatial_reference
+from isocortex.preprocess.outputs import sources_of, spatial_reference
 from isocortex.preprocess.surfaces import SIDECAR as SURFACE_SIDECAR
 from isocortex.preprocess.transforms import (
     AffineTransform,
@@ -306,6 +306,13 @@ def test_description(tmp_path):
     assert content["DatasetType"] == "derivative"
     assert content["DatasetLinks"]["raw"] == "raw"
     assert "manifest" in paths["ignore"].read_text()
+
+
+def test_sources_are_named_from_their_subject_on():
+    paths = ["/data/sub-projects/x/sub-01/ses-2/func/sub-01_bold.nii.gz", "/data/atlas.nii.gz"]
+    found = sources_of(paths)
+    assert found == ["bids:raw:sub-01/ses-2/func/sub-01_bold.nii.gz", "bids:raw:atlas.nii.gz"]
+    assert sources_of(paths[:1], "") == ["bids::sub-01/ses-2/func/sub-01_bold.nii.gz"]
 
 
 # --- a step that fails ---------------------------------------------------------------------

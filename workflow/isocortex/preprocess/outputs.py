@@ -90,8 +90,8 @@ def sources_of(paths: Sequence[str | Path], dataset: str = "raw") -> list[str]:
     uris = []
     for path in map(Path, paths):
         parts = path.parts
-        start = next(
-            (n for n, part in enumerate(parts[:-1]) if part.startswith("sub-")), len(parts) - 1
-        )
+        # the last one: a folder above the dataset may be named alike
+        starts = [n for n, part in enumerate(parts[:-1]) if part.startswith("sub-")]
+        start = starts[-1] if starts else len(parts) - 1
         uris.append(f"bids:{dataset}:" + "/".join(parts[start:]))
     return uris
