@@ -17,6 +17,7 @@ from isocortex.report.processing import coregistration_text, processing_blocks
 from isocortex.report.references import REFERENCES
 from isocortex.report.study_flags import processing_flags
 from isocortex.report.study_quality import quality_section, read_anatomy_quality, read_run_quality
+from isocortex.report.study_sample import sample_section
 from isocortex.report.subject_contrasts import contrast_blocks
 from isocortex.report.subject_design import design_blocks
 from isocortex.report.subject_estimator import estimator_blocks, read_choices, response_curves
@@ -307,6 +308,21 @@ def test_methods_of_the_study_cite_what_the_estimator_did(plain):
     cited.clear()
     response_sentences([separate], cite, str)
     assert "least_squares_separate" in cited
+
+
+def test_the_study_compares_signal_and_reliability_of_subjects(plain):
+    dataset = made.with_confidence(plain)
+    dataset.coords["n_repeats"] = ("trial", np.full(dataset.sizes["trial"], 3, "i4"))
+    (table,) = shown(sample_section([plain, dataset], [], ["01"], {}), Table).values()
+    first, second = (dict(zip(table.header, row)) for row in table.rows)
+    assert (first["Runs"], first["Trials"], first["With signal, %"]) == (4, 24, "n/a")
+    assert (second["Runs"], second["Trials"]) == (4, 72)
+    over = 100 * (dataset["ncsnr_low"].values > 0).mean()
+    assert second["With signal, %"] == f"{over:.1f}"
+    high = np.percentile(dataset["reliability"].values, 95)
+    assert second["Reliability, 95%"] == f"{high:.2f}"
+    (table,) = shown(sample_section([plain], [], ["01"], {}), Table).values()
+    assert "With signal, %" not in table.header
 
 
 def test_the_whole_page_is_the_same_bytes_each_time(plain, tmp_path):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xarray as xr
 
 import isocortex
 from isocortex import provenance, store
@@ -20,15 +19,10 @@ from isocortex.report.methods import methods_blocks
 from isocortex.report.options import ReportOptions
 from isocortex.report.page import (
     Note,
-    Paragraph,
     Section,
-    Table,
-    count,
     join,
-    number,
     render,
 )
-from isocortex.report.quality import read_confounds
 from isocortex.report.sources import (
     configuration_table,
     package_versions,
@@ -55,6 +49,7 @@ from isocortex.report.study_partition import partition_section
 from isocortex.report.study_persistence import persistence_section
 from isocortex.report.study_predictors import predictor_findings, scores_by_task
 from isocortex.report.study_quality import quality_section
+from isocortex.report.study_sample import sample_section
 from isocortex.report.study_searchlight import searchlight_section
 from isocortex.report.study_topology import topology_section
 from isocortex.report.wording import given_models
@@ -234,7 +229,7 @@ def report_study(
                 Section(
                     "sample",
                     "Sample and data quality",
-                    _sample(opened["betas"], confounds, subjects, excluded)
+                    sample_section(opened["betas"], confounds, subjects, excluded)
                     + quality_section(manifests),
                 ),
             ),
@@ -427,94 +422,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if np.isfinite(value) else None
     return value
-
-
-def _sample(
-    betas: Sequence[xr.Dataset],
-    confounds: Sequence[Path | str],
-    subjects: Sequence[str],
-    excluded: Mapping[str, str],
-) -> list[Any]:
-    if not subjects and not excluded:
-        return []
-    blocks: list[Any] = [
-        Paragraph(
-            f"{count(len(subjects), 'subject')} analysed: {join([str(s) for s in subjects])}."
-            if subjects
-            else "No subject was analysed."
-        )
-    ]
-    if excluded:
-        blocks.append(
-            Table(
-                "Excluded subjects",
-                ("Subject", "Reason"),
-                [[k, v] for k, v in sorted(excluded.items())],
-            )
-        )
-    else:
-        blocks.append(Paragraph("No subject was excluded."))
-    motion: dict[str, list[Any]] = {}
-    for path in confounds:
-        run = read_confounds(path)
-        label = Path(path).name.split("_", 1)[0].removeprefix("sub-")
-        motion.setdefault(label, []).append(run)
-    if not betas:
-        return blocks
-    rows = []
-    for dataset in betas:
-        subject = str(dataset.attrs["subject"])
-        runs = motion.get(subject, [])
-        displacement = [
-            run.columns["framewise_displacement"]
-            for run in runs
-            if "framewise_displacement" in run.columns
-        ]
-        together = np.concatenate(displacement) if displacement else np.array([])
-        together = together[np.isfinite(together)]
-        rows.append(
-            [
-                subject,
-                str(dataset.attrs["task"]),
-                len(set(dataset["run"].values)),
-                dataset.sizes["trial"],
-                len(set(dataset["stimulus"].values)),
-                f"{dataset.sizes['voxel']:,}",
-                number(float(np.nanmedian(dataset["tsnr"].values)), 1)
-                if dataset["tsnr"].notnull().any()
-                else "n/a",
-                _share(dataset["ncsnr"].values, 95),
-                _share(dataset["r2"].values, 95),
-                number(float(together.mean()) if together.size else np.nan, 3),
-                number(float(together.max()) if together.size else np.nan, 2),
-            ]
-        )
-    blocks.append(
-        Table(
-            "Data quality by subject",
-            (
-                "Subject",
-                "Task",
-                "Runs",
-                "Trials",
-                "Stimuli",
-                "Voxels",
-                "tSNR, median",
-                "ncsnr, 95%",
-                "R², 95%",
-                "FD mean, mm",
-                "FD max, mm",
-            ),
-            rows,
-            "95%: 95th percentile over voxels. FD: framewise displacement over all runs of the "
-            "subject "
-            "with a confounds table.",
-        )
-    )
-    return blocks
-
-
-def _share(values: np.ndarray, percentile: float) -> str:
-    values = np.asarray(values)
-    values = values[np.isfinite(values)]
-    return number(float(np.percentile(values, percentile)), 2) if values.size else "n/a"
