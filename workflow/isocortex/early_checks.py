@@ -53,7 +53,7 @@ def check_recording(run: bids.Run, shape: Sequence[int], options: Mapping[str, A
     if dummies != "auto" and volumes - dummies < STEADY_VOLUMES:
         raise InputError(
             f"config: preprocess.dummy_scans is {dummies}, and {run.bold} has {volumes} volumes: "
-            f"leave it {STEADY_VOLUMES} or more, or exclude the subject"
+            f"{STEADY_VOLUMES} have to be left: set it lower, or exclude the subject"
         )
     if volumes < STEADY_VOLUMES:
         raise InputError(

@@ -56,7 +56,7 @@ def contrast_weights(expression: str, conditions: Sequence[str]) -> np.ndarray:
         word = quoted or plain
         if word not in conditions:
             near = difflib.get_close_matches(word, conditions, n=1)
-            hint = "put names that are no words in backticks"
+            hint = "names that are no words go in backticks"
             if near:
                 hint = f"did you mean {near[0] if near[0].isidentifier() else f'`{near[0]}`'}?"
             raise InputError(
