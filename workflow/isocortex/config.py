@@ -280,8 +280,8 @@ RERUNS = {
     "tasks": "a new task's jobs, the reports",
     "regions": "regions, RDMs, encoding summary and what follows",
     "preprocess": "the preprocessing of runs and what follows; T1w images and fieldmaps stay",
-    "glm": "the GLM and what follows; contrasts and nifti only their images and the reports, options "
-    "of an estimator that is not chosen only the study's report",
+    "glm": "the GLM and what follows; contrasts and nifti only their images and the reports, "
+    "options of an estimator that is not chosen only the study's report",
     "features": "the changed model's features and what follows",
     "rsa": "RDMs or their comparison, whichever uses the key, and what follows",
     "searchlight": "the searchlights and the reports",
