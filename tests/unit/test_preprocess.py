@@ -376,17 +376,21 @@ def test_a_crash_names_step_subject_and_run(tmp_path, monkeypatch):
     ],
     ids=["NaN", "zero variance"],
 )
-def test_bad_input_inside_a_workflow_is_one_line(tmp_path, value, message):
+def test_bad_input_inside_a_workflow_is_one_line(tmp_path, capfd, caplog, value, message):
     series = np.random.default_rng(0).random((12, 12, 12, 8)).astype(np.float32)
     series[..., 2:4] = np.nan
     if value is None:
         series[:] = series[..., :1]
     bold = save(tmp_path / "bold.nii", series)
     case = bold_workflow(tmp_path, bold)
-    with pytest.raises(InputError, match=message) as caught:
+    with caplog.at_level("INFO"), pytest.raises(InputError, match=message) as caught:
         run_workflow(case.pop("workflow"), **case)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run.crash.txt").exists()
+    # Neither nipype's own handler nor the job's log has its tracebacks.
+    told = "".join(capfd.readouterr()) + caplog.text
+    assert "Traceback" not in told
+    assert caplog.text.count("Running in parallel") == 1
 
 
 def test_a_run_with_hardly_a_volume_in_the_steady_state(tmp_path):

@@ -8,9 +8,10 @@ import os
 import re
 import shutil
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -98,6 +99,27 @@ class WatchedMultiProcPlugin(MultiProcPlugin):
             worker.join()
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of nipype's says more than the one line in which bad input ends."""
+    return not _INPUT_ERROR.search(record.getMessage())
+
+
+@contextmanager
+def _log_once() -> Iterator[None]:
+    """Keep nipype from writing each line a second time, and tracebacks of bad input at all."""
+    parent, steps = logging.getLogger("nipype"), logging.getLogger("nipype.workflow")
+    handlers = list(parent.handlers)
+    for handler in handlers:
+        parent.removeHandler(handler)
+    steps.addFilter(_is_news)
+    try:
+        yield
+    finally:
+        steps.removeFilter(_is_news)
+        for handler in handlers:
+            parent.addHandler(handler)
+
+
 def _start_worker(folder: str, parent: int) -> None:
     die_with_parent(parent)
     process_initializer(folder)
@@ -165,7 +187,8 @@ def run_workflow(
     )
     crash_file.unlink(missing_ok=True)
     try:
-        graph = workflow.run(plugin=plugin)
+        with _log_once():
+            graph = workflow.run(plugin=plugin)
     except Exception as error:
         raise _explain(error, crashes, crash_file, where) from None
     finally:
