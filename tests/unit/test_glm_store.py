@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 
 import nibabel as nib
 import numpy as np
@@ -10,7 +11,13 @@ import pytest
 
 from isocortex import store
 from isocortex.errors import InputError
-from isocortex.glm import clean_bold, fit_glm, import_betas
+from isocortex.glm import (
+    clean_bold,
+    fit_glm,
+    import_betas,
+    import_timeseries,
+    map_contrasts,
+)
 from isocortex.provenance import directory_digest
 
 SHAPE = (5, 4, 3)
@@ -282,6 +289,18 @@ def test_schema_and_signature_agree(root):
         assert entry["default"] == (list(default) if isinstance(default, tuple) else default)
     with pytest.raises(TypeError):
         fit_glm(hrff="glover")
+
+
+@pytest.mark.parametrize("function", [map_contrasts, clean_bold, import_timeseries])
+def test_rules_hand_on_every_option_that_there_is(root, function):
+    """An option that a rule leaves out would be the default whatever the config says."""
+    text = (root / "rules/glm.smk").read_text().split(f"rule {function.__name__}:")[1]
+    handed = re.findall(r'"(\w+)"', re.search(r"options\((.*?)\)", text, re.DOTALL)[1])
+    keys = json.loads((root / "workflow/schemas/config/glm.json").read_text())["properties"]
+    taken = set(inspect.signature(function).parameters) & set(keys)
+    # Of given time series, the space is a parameter of its own.
+    assert {"glm", *taken} - set(handed) <= {"space"}
+    assert set(handed) <= {"glm", *taken}
 
 
 # Import
