@@ -162,6 +162,11 @@ def test_motion_does_not_depend_on_how_an_oblique_grid_is_stored(way):
         ({"RepetitionTime": 2.5}, 2.0, None, "2.5 s in its JSON and 2 s in its header"),
         ({"RepetitionTime": 2.0}, 1.0, None, 2.0),
         ({}, 1.0, None, "none in its header"),
+        # sparse sampling
+        ({"VolumeTiming": [0.0, 2.5, 5.0]}, 2.5, "sec", 2.5),
+        ({"VolumeTiming": [0.0, 2.5, 5.0]}, 2.0, "sec", "2.5 s in its JSON and 2 s in its header"),
+        ({"VolumeTiming": [0.0, 2.0, 7.0]}, 2.0, "sec", r"are 2 to 5 s apart \(VolumeTiming\)"),
+        ({"VolumeTiming": 2.0}, 2.0, "sec", "VolumeTiming is no list of seconds"),
     ],
 )
 def test_the_repetition_time_is_told_once_or_alike(tmp_path, sidecar, header, unit, expected):

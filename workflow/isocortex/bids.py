@@ -506,9 +506,12 @@ def repetition_time(path: str | Path, sidecar: Mapping[str, Any], header: Header
     Raises
     ------
     InputError
-        Where it is in neither, or they contradict one another by more than a millisecond.
+        Where it is in neither, or they contradict one another by more than a millisecond; where
+        ``VolumeTiming`` says that volumes are not evenly spaced.
     """
     told = sidecar.get("RepetitionTime")
+    if told is None and sidecar.get("VolumeTiming") is not None:
+        told = _volume_spacing(path, sidecar["VolumeTiming"])
     read = header.repetition_time
     if told is not None and (not isinstance(told, int | float) or not 0 < told < 100):
         raise InputError(f"{path}: RepetitionTime is {told!r} in its JSON: write it in seconds")
@@ -525,6 +528,20 @@ def repetition_time(path: str | Path, sidecar: Mapping[str, Any], header: Header
             "the wrong one"
         )
     return float(told if told is not None else read)
+
+
+def _volume_spacing(path: str | Path, times: Any) -> float:
+    """Return the seconds from volume to volume of a run timed by ``VolumeTiming``."""
+    numbers = isinstance(times, list) and all(isinstance(t, int | float) for t in times)
+    if not numbers or len(times) < 2:
+        raise InputError(f"VolumeTiming is no list of seconds for {path}: correct its sidecar")
+    steps = [after - before for before, after in itertools.pairwise(times)]
+    if max(steps) - min(steps) > 1e-3:
+        raise InputError(
+            f"volumes of {path} are {min(steps):g} to {max(steps):g} s apart (VolumeTiming), which "
+            "is not handled: leave the run out"
+        )
+    return (times[-1] - times[0]) / len(steps)
 
 
 def slice_times(
