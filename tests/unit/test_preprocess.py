@@ -10,10 +10,13 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from nipype.interfaces.base import isdefined
 from scipy import ndimage
 
 from isocortex import bids
+from isocortex.config import check_config
 from isocortex.errors import InputError
+from isocortex.preprocess import bold as bold_module
 from isocortex.preprocess import (
     describe_derivatives,
     interfaces,
@@ -313,6 +316,64 @@ def test_sources_are_named_from_their_subject_on():
     found = sources_of(paths)
     assert found == ["bids:raw:sub-01/ses-2/func/sub-01_bold.nii.gz", "bids:raw:atlas.nii.gz"]
     assert sources_of(paths[:1], "") == ["bids::sub-01/ses-2/func/sub-01_bold.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("slice_timing", "times", "start"),
+    [
+        (True, [0.5, 0.0, 1.0, 1.5, 0.2], 0.75),
+        (False, [0.5, 0.0, 1.0, 1.5, 0.2], 0),
+        (True, None, 0),
+    ],
+)
+def test_all_outputs_tell_the_time_that_the_slices_were_brought_to(
+    tmp_path, monkeypatch, slice_timing, times, start
+):
+    """Volumes in both spaces and both hemispheres stand for the time that the workflow is given."""
+    seen = {}
+
+    def run(workflow, *, folder, **_):
+        seen["resample"] = workflow.get_node("resample").inputs.trait_get()
+        files = {name: Path(folder) / name for name in ("a", "b", "c", "d")}
+        for path in files.values():
+            path.write_text("x")
+        made = {name: str(files["c"]) for name in ("confounds", "confounds_json", "motion")}
+        made |= {name: list(files.values())[:2] for name in ("bold", "mask", "boldref")}
+        made["surface"] = [str(files["c"]), str(files["d"])]
+        return made | {"to_t1w": str(files["d"]), "qc": {"n_non_steady_state": 1}}
+
+    monkeypatch.setattr(bold_module, "run_workflow", run)
+    series = np.random.default_rng(0).random((6, 6, 5, 8)).astype(np.float32)
+    path = save(tmp_path / "sub-01_bold.nii", series, repetition_time=2.0)
+    (tmp_path / "s.json").write_text(json.dumps({"RepetitionTime": 2.0, "SliceTiming": times}))
+    config = check_config({"study": "x", "input": {"bids": "x"}})
+    spaces = ["T1w", "MNI152NLin2009aSym", "fsaverage5"]
+    options = config["preprocess"] | {"spaces": spaces, "slice_timing": slice_timing}
+    each = ("bold", "mask", "boldref", "surface", "sidecar", "mask_sidecar", "surface_sidecar")
+    single = ("confounds", "confounds_json", "motion", "to_t1w", "manifest")
+    outputs = {name: [tmp_path / f"{name}{n}" for n in (1, 2)] for name in each}
+    bold_module.preprocess_bold(
+        path,
+        sidecars=[tmp_path / "s.json"],
+        anatomy={"t1w": path},
+        subject="01",
+        run="func/x",
+        outputs=outputs | {name: tmp_path / name for name in single},
+        options=options,
+        seed=1,
+        log=tmp_path / "x.log",
+        temporary=tmp_path,
+    )
+    for sidecar in outputs["sidecar"] + outputs["surface_sidecar"]:
+        told = json.loads(sidecar.read_text())
+        assert told["StartTime"] == start
+        assert told["SliceTimingCorrected"] is (start > 0)
+        assert told["NumberOfVolumesNonSteadyState"] == 1
+    if start:
+        assert seen["resample"]["slice_times"] == times
+        assert seen["resample"]["reference_time"] == start
+    else:
+        assert not isdefined(seen["resample"]["slice_times"])
 
 
 # --- a step that fails ---------------------------------------------------------------------
