@@ -231,6 +231,13 @@ CASES = {
     ),
     "TR missing": (no_tr, "no RepetitionTime in its JSON and none in its header"),
     "TR contradicted": (sidecar(RepetitionTime=2.5), "2.5 s in its JSON and 2 s in its header"),
+    "two TRs of a task": (
+        lambda folder, config: (
+            bold((*tiny.SHAPE, 20), tr=2.5)(folder, config),
+            sidecar(RepetitionTime=2.5)(folder, config),
+        ),
+        "has TR 2 s, sub-01_task-objects_run-1_bold.nii.gz 2.5 s: give the runs different task",
+    ),
     "TR in milliseconds": (sidecar(RepetitionTime=2000), "RepetitionTime is 2000"),
     "unreadable JSON": (text(FUNC / f"{STEM}_bold.json", "{"), "cannot be read as JSON"),
     "slice timing too short": (

@@ -67,6 +67,31 @@ def check_recording(run: bids.Run, shape: Sequence[int], options: Mapping[str, A
         )
 
 
+def check_same_tr(checked: Sequence[tuple[bids.Run, bids.Header]]) -> None:
+    """Refuse runs of one task that were recorded at different rates.
+
+    Parameters
+    ----------
+    checked
+        Runs of one subject and task, each with the header of its image.
+
+    Raises
+    ------
+    InputError
+        Naming the first two that differ.
+    """
+    found = [
+        bids.repetition_time(run.bold, bids.metadata(run.sidecars), header)
+        for run, header in checked
+    ]
+    for (run, _), tr in zip(checked, found, strict=True):
+        if abs(tr - found[0]) > 1e-3:
+            raise InputError(
+                f"{run.bold} has TR {tr:g} s, {checked[0][0].bold.name} {found[0]:g} s: give the "
+                "runs different task names, or correct the sidecars"
+            )
+
+
 def check_own_confounds(wanted: str | Sequence[str], *, key: str = "glm.confound_columns") -> None:
     """Refuse columns that no confounds table made here has.
 

@@ -17,7 +17,7 @@ from isocortex import bids
 from isocortex.config import check_config
 from isocortex.confound_strategy import parse_strategy
 from isocortex.derivatives import index_derivatives, made_by, on_mni152, parse_space
-from isocortex.early_checks import check_own_confounds, check_recording, check_trials
+from isocortex.early_checks import check_own_confounds, check_recording, check_same_tr, check_trials
 from isocortex.errors import InputError
 from isocortex.feature_arrays import array_files, check_arrays
 from isocortex.fieldmaps_index import (
@@ -1070,6 +1070,7 @@ def check_inputs(study: Study) -> None:
                     )
                     for run in subject.of(task)
                 ]
+                check_same_tr(checked)
                 if study.entry == "bids":
                     for run, header in checked:
                         check_recording(run, header.shape, config["preprocess"])
