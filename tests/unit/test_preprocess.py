@@ -376,6 +376,48 @@ def test_all_outputs_tell_the_time_that_the_slices_were_brought_to(
         assert not isdefined(seen["resample"]["slice_times"])
 
 
+def test_every_option_and_the_dummies_reach_their_steps():
+    """What the workflow is given is what its steps have; the detected dummies go to as many."""
+    workflow = init_bold_wf(
+        timing=Timing(2.0, (0.0, 0.5, 1.0), 1),
+        spaces=["T1w"],
+        resolution=3.5,
+        slice_timing="motion_first",
+        interpolation="quintic",
+        dummy_scans=3,
+        fd_threshold=0.31,
+        dvars_threshold=1.7,
+        high_pass=101.0,
+        compcor=7,
+        series_gb=0.01,
+        seed=5,
+        motion_method="ants",
+        threads=2,
+    )
+    given = {
+        "n_dummy": 3, "fd_threshold": 0.31, "dvars_threshold": 1.7, "high_pass": 101.0,
+        "criterion": 7, "interpolation": "quintic", "slice_order": "motion_first", "seed": 5,
+        "resolution": 3.5, "repetition_time": 2.0, "slice_axis": 1, "reference_time": 0.5,
+        "threads": 2,
+    }  # fmt: skip
+    found = {}
+    for name in workflow.list_node_names():
+        inputs = workflow.get_node(name).inputs.trait_get()
+        for option in given.keys() & inputs.keys():
+            found.setdefault(option, set()).add(name)
+            assert inputs[option] == given[option], f"{option} of {name}"
+    assert found.keys() == given.keys()
+    steady = plain_workflow(dummy_scans=None)
+    told = {
+        target.name
+        for _, target, data in steady._graph.edges(data=True)
+        if any(name == "n_dummy" for _, name in data["connect"])
+    }
+    # without slice times there is nothing that dummies would be kept out of
+    assert told == found["n_dummy"] - {"resample"}
+    assert isinstance(workflow.get_node("estimate_motion").interface, interfaces.EstimateMotionAnts)
+
+
 # --- a step that fails ---------------------------------------------------------------------
 
 

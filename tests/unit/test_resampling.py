@@ -578,6 +578,53 @@ def test_all_spaces_of_a_run_from_one_reading(tmp_path):
         assert np.sqrt(np.mean(error**2)) < 0.04 * truth[voxels].std()
 
 
+def test_the_interface_resamples_as_it_is_told(tmp_path):
+    """Dummies, order, spline, times and slice axis: the run is that of the function."""
+    rng = np.random.default_rng(11)
+    affine = np.diag([4.0, 4, 4, 1])
+    series = (500 + 50 * rng.standard_normal((10, 11, 9, 14))).astype(np.float32)
+    series[..., :2] += 900
+    motion = np.array([rigid_matrix(row, np.zeros(3)) for row in 0.1 * rng.normal(size=(14, 6))])
+    motion[:, :3, 3] *= 3
+    pd.DataFrame(motion[:, :3].reshape(14, 12)).to_csv(tmp_path / "m.tsv", sep="\t", index=False)
+    brain = np.zeros(series.shape[:3], np.uint8)
+    brain[3:-3, 3:-3, 3:-3] = 1
+    paths = {
+        "in_file": save(tmp_path / "s.nii", series, affine),
+        "reference": save(tmp_path / "r.nii", series[..., 5], affine),
+        "t1w_mask": save(tmp_path / "b.nii", brain, affine),
+        "to_t1w": write_itk_affine(tmp_path / "to_t1w.txt", np.eye(4)),
+        "matrices": tmp_path / "m.tsv",
+    }
+    times = tuple(rng.permutation(11) / 5.5)
+    runs = []
+    for order, name, spline in (("slices_first", "linear", 1), ("motion_first", "quintic", 5)):
+        folder = tmp_path / order
+        folder.mkdir()
+        done = interfaces.ResampleSeries(
+            **{key: str(path) for key, path in paths.items()},
+            spaces=["T1w"],
+            resolution=4.0,
+            repetition_time=2.0,
+            interpolation=name,
+            slice_times=list(times),
+            slice_axis=1,
+            slice_order=order,
+            reference_time=0.9,
+            n_dummy=2,
+        ).run(cwd=folder)
+        timing = SliceTiming(times, 1, 2.0, 0.9, n_dummy=2, order=order)
+        points = grid_points(brain.shape, affine)
+        expected, _ = resample_series(
+            series, affine, motion, points, brain.shape, slice_timing=timing, order=spline
+        )
+        found = np.asarray(nib.load(done.outputs.native_bold).dataobj)
+        inside = brain > 0
+        np.testing.assert_allclose(found[inside], expected[inside], rtol=1e-4)
+        runs.append(found[inside])
+    assert np.abs(runs[0] - runs[1]).max() > 1
+
+
 def test_the_analysed_space_is_a_volume():
     template = "MNI152NLin2009aSym"
     check_spaces(["T1w", "fsaverage5"], "T1w")
