@@ -376,6 +376,68 @@ def test_all_outputs_tell_the_time_that_the_slices_were_brought_to(
         assert not isdefined(seen["resample"]["slice_times"])
 
 
+class StoppedError(Exception):
+    """In place of the workflow."""
+
+
+def test_every_key_of_the_config_reaches_the_workflow(tmp_path, monkeypatch):
+    seen = {}
+
+    def stop(**options):
+        seen.update(options)
+        raise StoppedError
+
+    monkeypatch.setattr(bold_module, "init_bold_wf", stop)
+    series = np.random.default_rng(0).random((6, 6, 5, 12)).astype(np.float32)
+    path = save(tmp_path / "sub-01_bold.nii", series, repetition_time=2.0)
+    told = {"RepetitionTime": 2.0, "SliceTiming": [0, 0.4, 0.8, 1.2, 1.6]}
+    told |= {"PhaseEncodingDirection": "i-", "TotalReadoutTime": 0.03}
+    (tmp_path / "s.json").write_text(json.dumps(told))
+    config = check_config({"study": "x", "input": {"bids": "x"}})["preprocess"]
+    options = {
+        "spaces": ["T1w"],
+        "resolution": 2.5,
+        "motion": "ants",
+        "slice_timing": True,
+        "slice_timing_order": "motion_first",
+        "interpolation": "linear",
+        "distortion": {"correct": True, "jacobian": False},
+        "dummy_scans": 4,
+        "fd_threshold": 0.3,
+        "dvars_threshold": 1.9,
+        "high_pass": 99.0,
+        "compcor_components": 6,
+    }
+    assert options.keys() == config.keys()
+    changed = {name for name, value in options.items() if value != config[name]}
+    assert changed == options.keys() - {"slice_timing"}
+    with pytest.raises(StoppedError):
+        bold_module.preprocess_bold(
+            path,
+            sidecars=[tmp_path / "s.json"],
+            anatomy={"t1w": path},
+            subject="01",
+            run="func/x",
+            outputs={},
+            options=options,
+            seed=3,
+            log=tmp_path / "x.log",
+            temporary=tmp_path,
+            fieldmap=[path, path],
+            distortion={"kind": "phases", "note": ""},
+            threads=2,
+        )
+    same = ("spaces", "resolution", "interpolation", "dummy_scans", "fd_threshold")
+    assert {name: seen[name] for name in same} == {name: options[name] for name in same}
+    assert (seen["dvars_threshold"], seen["high_pass"], seen["compcor"]) == (1.9, 99.0, 6)
+    assert (seen["motion_method"], seen["slice_timing"]) == ("ants", "motion_first")
+    assert (seen["seed"], seen["threads"], seen["has_t1w"]) == (3, 2, True)
+    field = seen["distortion"]
+    assert (field.kind, field.jacobian) == ("phases", False)
+    assert (field.encoding.axis, field.encoding.sign) == (0, -1)
+    assert field.encoding.total_readout_time == 0.03
+
+
 def test_every_option_and_the_dummies_reach_their_steps():
     """What the workflow is given is what its steps have; the detected dummies go to as many."""
     workflow = init_bold_wf(
