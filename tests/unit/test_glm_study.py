@@ -29,6 +29,8 @@ def test_contrasts_are_of_conditions_that_the_events_have(config):
         InputError, match=r"glm.contrasts.x: 'face - thing' names 'face'.*: conditions are thing"
     ):
         check(config, contrasts={"x": "face - thing"})
+    with pytest.raises(InputError, match=r"glm.contrasts.all .* comes along by itself"):
+        check(config, contrasts={"all": "thing"})
     for table in (tiny.Path("bids")).rglob("*_events.tsv"):
         table.write_text(table.read_text().replace("trial_type", "kind"))
     with pytest.raises(InputError, match=r"_events.tsv has no column trial_type: glm.contrasts"):

@@ -726,6 +726,11 @@ def _check_glm(study: Study) -> None:
             raise InputError(
                 f"config: glm.{key} is given, and input.{study.entry} has no runs to fit: remove it"
             )
+    if "all" in glm["contrasts"]:
+        raise InputError(
+            "config: glm.contrasts.all is the mean of all conditions, which comes along by itself: "
+            "give yours another name"
+        )
     if glm["nifti"] and not (fitted or study.entry == "betas"):
         raise InputError(
             f"config: glm.nifti is true, and input.{study.entry} has no betas: set it to false"
