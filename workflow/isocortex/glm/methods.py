@@ -103,10 +103,11 @@ repeats, split_half
         else "Fewer than two stimuli repeat, so there is no noise ceiling."
     )
     if sum(counts.values()):
+        left_out = sum(counts.values())
         sentences.append(
-            f"{sum(counts.values())} voxels were left out ({counts['n_voxels_nan']} with NaN, "
-            f"{counts['n_voxels_constant']} constant, {counts['n_voxels_nonpositive_mean']} "
-            f"without a positive mean)."
+            f"{left_out} voxel{'s were' if left_out > 1 else ' was'} left out "
+            f"({counts['n_voxels_nan']} with NaN, {counts['n_voxels_constant']} constant, "
+            f"{counts['n_voxels_nonpositive_mean']} without a positive mean)."
         )
     return " ".join(sentences)
 

@@ -85,7 +85,7 @@ def response_blocks(
                     else f"One-sample t over {n_trials} single-trial responses, as z (trials taken "
                     "as independent: the map describes and does not test)"
                 )
-                + f", shown where |z| ≥ 3.1 ({int((np.abs(z) >= 3.1).sum()):,} voxels).",
+                + ", shown where |z| ≥ 3.1.",
             ),
             (
                 "Variance explained by the design",

@@ -134,7 +134,7 @@ def bold_figures(
     shown = slices.sample((ratio, tsnr.affine), there)
     book.add(
         slices.draw(
-            np.where(brain > 0.5, shown, np.nan),
+            np.where((brain > 0.5) & (shown > 0), shown, np.nan),
             [(brain, RED)],
             cmap="viridis",
             limits=(0.0, max(top, 1e-6)),
@@ -142,7 +142,7 @@ def bold_figures(
         ),
         "bold_tsnr.png",
         "Temporal signal-to-noise ratio",
-        f"Mean over standard deviation in time; median {qc['median_tsnr']:.0f} "
+        f"Mean over standard deviation in time, drift included; median {qc['median_tsnr']:.0f} "
         "inside the brain mask.",
         coloured=True,
     )
