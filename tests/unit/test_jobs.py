@@ -64,6 +64,8 @@ def workflow_of(*functions):
 @pytest.mark.parametrize("beside", [(), (slow,)], ids=["alone", "beside another"])
 def test_a_killed_worker_is_an_error_that_names_the_step(tmp_path, beside):
     functions = (killed, *beside)
+    # other tests of the session may have left a resource tracker behind
+    before = set(psutil.Process().children(recursive=True))
     started = time.monotonic()
     with pytest.raises(RuntimeError, match=r"x_wf\.\w+ failed for sub-07 func/run") as caught:
         run_workflow(
@@ -82,7 +84,7 @@ def test_a_killed_worker_is_an_error_that_names_the_step(tmp_path, beside):
     assert "\n" not in told
     assert "ChildProcessError" in (tmp_path / "run.crash.txt").read_text()
     # the one beside it is not waited for
-    assert not psutil.Process().children(recursive=True)
+    assert set(psutil.Process().children(recursive=True)) <= before
 
 
 @pytest.mark.parametrize(("broken", "line"), [(lost, "result_lost.pklz"), (unsendable, "pickle")])
