@@ -89,11 +89,6 @@ class Strategy:
         """Whether no confounds are wanted at all."""
         return not (self.parts or self.patterns or self.scrub)
 
-    @property
-    def needs_metadata(self) -> bool:
-        """Whether the table's JSON is needed: it tells the masks of CompCor's components."""
-        return any(_COMPCOR.fullmatch(part) for part in self.parts)
-
     def columns(
         self, header: Sequence[str], metadata: Mapping[str, Any] | None, *, where: str
     ) -> list[str]:
